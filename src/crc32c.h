@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * CRC32C (Castagnoli, RFC 3720 appendix B.4), as all checksums of the format.
+ */
+#ifndef PCOW_CRC32C_H
+#define PCOW_CRC32C_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+uint32_t crc32c(const void *data, size_t length);
+
+/* The same without instructions that not every CPU has; for tests. */
+uint32_t crc32c_portable(const void *data, size_t length);
+
+#endif

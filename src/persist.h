@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The one layer through which an image file is changed, and the only caller of libpmem. A store made
+ * here is durable after the next persist_fence() by the same thread, in both modes:
+ *
+ *   PERSIST_PMEM   DAX (MAP_SYNC succeeds), or emulation (PMEM_IS_PMEM_FORCE=1): cache lines are
+ *                  written back at the store, the fence is an sfence, with fdatasync(2) only after
+ *                  the file's blocks changed by a punch or a growth.
+ *   PERSIST_MSYNC  any other file system: stores go to the page cache, the fence is fdatasync(2),
+ *                  which also covers what others stored through shared mappings of the file.
+ *
+ * An error of a fence is sticky: no later fence succeeds.
+ * Offsets are of the file. Metadata that is stored to must have space first (persist_reserve()), or a
+ * full file system would be a SIGBUS.
+ */
+#ifndef PCOW_PERSIST_H
+#define PCOW_PERSIST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct persist;
+
+enum persist_mode { PERSIST_MSYNC = 0, PERSIST_PMEM = 1 };
+
+/* The mode that stores to the regular file FD can have. No side effects. */
+enum persist_mode persist_detect(int fd);
+
+/* True when the file lies on a file system whose mappings synchronous userfaultfd protects (tmpfs). */
+bool persist_is_tmpfs(int fd);
+
+/* FD is borrowed and must stay open and writable. PATH is copied, for messages. */
+int persist_open(int fd, const char *path, struct persist **persist);
+void persist_close(struct persist *p);
+
+enum persist_mode persist_get_mode(const struct persist *p);
+
+/* What was done so far, for tests and measurements. */
+struct persist_counts {
+  uint64_t stores;              /* words: persist_store64(), persist_or64() */
+  uint64_t copies;
+  uint64_t copied_bytes;
+  uint64_t flushes;             /* calls for ranges of cache lines, besides those of copies */
+  uint64_t fences;
+  uint64_t syncs;               /* fdatasync(2) */
+  uint64_t block_changes;       /* fallocate(2), ftruncate(2) */
+};
+
+void persist_get_counts(const struct persist *p, struct persist_counts *counts);
+
+/* Reads through the file (coherent with all stores made here). A short read is -EUCLEAN. Any thread. */
+int persist_read(struct persist *p, uint64_t offset, void *buffer, size_t length);
+
+/* Copies bytes to the file, any alignment. Owed: a fence. Space must be there. */
+int persist_copy(struct persist *p, uint64_t offset, const void *source, size_t length);
+
+/* Stores one 8-byte word (host order in, little-endian on the media), atomically for other processes
+ * and for a crash. OFFSET is a multiple of 8. Owed: a fence. */
+int persist_store64(struct persist *p, uint64_t offset, uint64_t value);
+
+/* Sets bits of a word, atomically with other threads' persist_or64. Owed: a fence. */
+int persist_or64(struct persist *p, uint64_t offset, uint64_t bits);
+
+/* In PMEM mode orders this thread's copies so far before anything a later fence of *another* thread
+ * makes durable (an sfence); nothing in MSYNC mode. */
+void persist_drain(struct persist *p);
+
+/* Everything stored before by this thread, or by others up to their persist_drain(), is durable. */
+int persist_fence(struct persist *p);
+
+/* fdatasync(2) in either mode: also what other processes and unflushed stores of a mapping left. */
+int persist_sync(struct persist *p);
+
+/* Writes back what is stored in a range, by whomever (crash rule 5). Owed: a fence. Holes are skipped. */
+int persist_writeback(struct persist *p, uint64_t offset, uint64_t length);
+
+/* Writes back cache lines of a mapping of the file. PMEM mode. Owed: persist_drain(), or a fence. */
+void persist_flush_memory(struct persist *p, const void *address, uint64_t length);
+
+/* Space for a range: present pages keep their content, holes become zeros. -ENOSPC leaves things as
+ * they were. */
+int persist_allocate(struct persist *p, uint64_t offset, uint64_t length);
+
+/* The same for metadata: whole pages around the range, remembered, so that asking again is cheap. */
+int persist_reserve(struct persist *p, uint64_t offset, uint64_t length);
+
+/* Whole pages become a hole. Owed: a fence. Mappings of the range see zeros at once. */
+int persist_punch(struct persist *p, uint64_t offset, uint64_t length);
+
+/* Makes the file at least SIZE bytes long. Owed: a fence. -EFBIG. */
+int persist_grow(struct persist *p, uint64_t size);
+
+/* The first offset in [offset, end) that is (DATA) or is not backed by blocks, or END. On file
+ * systems that cannot tell everything is data. */
+uint64_t persist_seek(struct persist *p, uint64_t offset, uint64_t end, bool data);
+
+#endif
