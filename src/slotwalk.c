@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Reading the unit map, slot headers and bitmaps. Nothing that comes from the file is used before it
+ * was checked: references are within the superblock's slot count, a header belongs to its place and its
+ * unit, a chain that runs in a circle is found out, bits beyond the unit's pages are dropped.
+ */
+#include "slotwalk.h"
+
+#include "bits.h"
+#include "crc32c.h"
+#include "error.h"
+
+#include <string.h>
+#include <unistd.h>
+
+int file_read(int fd, const char *path, uint64_t offset, void *buffer, size_t length, bool allow_eof)
+{
+  char *target = buffer;
+
+  while (length) {
+    ssize_t n = pread(fd, target, length, (off_t)offset);
+
+    if (n < 0 && errno == EINTR)
+      continue;
+    if (n < 0)
+      return fail_errno(errno, "%s: cannot read at byte %" PRIu64, path, offset);
+    if (n == 0 && allow_eof) {
+      memset(target, 0, length);
+      return 0;
+    }
+    if (n == 0)
+      return fail(EUCLEAN, "%s: is truncated: the file ends at or before byte %" PRIu64, path, offset);
+    offset += (uint64_t)n;
+    target += n;
+    length -= (size_t)n;
+  }
+  return 0;
+}
+
+/* Words beside a writer: a system call may copy a word in parts while it changes, so what was read counts
+ * only when it is the same twice. */
+int slotwalk_map_words(int fd, const char *path, uint64_t first, uint64_t count, uint64_t *words)
+{
+  uint64_t again[512];
+
+  while (count) {
+    uint64_t n = MIN(count, G_N_ELEMENTS(again));
+    int ret = file_read(fd, path, geometry_map_word(first), words, n * 8, false);
+
+    if (ret == 0)
+      ret = file_read(fd, path, geometry_map_word(first), again, n * 8, false);
+    if (ret)
+      return ret;
+    if (memcmp(words, again, n * 8))
+      continue;
+    for (uint64_t i = 0; i < n; i++)
+      words[i] = le64toh(words[i]);
+    first += n;
+    words += n;
+    count -= n;
+  }
+  return 0;
+}
+
+int slotwalk_reference(const char *path, const struct superblock *sb, uint64_t unit, uint64_t word,
+                       uint64_t *index)
+{
+  uint64_t count = __atomic_load_n(&sb->slot_count, __ATOMIC_RELAXED);        /* a writer raises it */
+
+  if (word && (!SLOT_REF_VALID(word) || SLOT_REF_INDEX(word) > count))
+    return fail(EUCLEAN, "%s: unit %" PRIu64 ": the slot reference 0x%" PRIx64 " is not valid", path,
+                unit, word);
+  *index = SLOT_REF_INDEX(word);
+  return 0;
+}
+
+int slotwalk_map(int fd, const char *path, const struct superblock *sb, uint64_t unit, uint64_t *index)
+{
+  uint64_t word;
+  int ret = slotwalk_map_words(fd, path, unit, 1, &word);
+
+  return ret ? ret : slotwalk_reference(path, sb, unit, word, index);
+}
+
+uint32_t slot_identity_crc(uint64_t unit, uint32_t epoch, uint64_t index)
+{
+  struct pcow_disk_slot_identity identity = {
+    .magic = le32_make(SLOT_MAGIC),
+    .unit = le64_make(unit),
+    .epoch = le32_make(epoch),
+    .index = le64_make(index),
+  };
+
+  return crc32c(&identity, sizeof(identity));
+}
+
+uint64_t slot_owner_word(uint64_t unit, uint32_t epoch, uint64_t index)
+{
+  return epoch | (uint64_t)slot_identity_crc(unit, epoch, index) << 32;
+}
+
+int slotwalk_header(int fd, const char *path, const struct superblock *sb, uint64_t unit,
+                    uint64_t index, struct slot_info *info)
+{
+  struct geometry g = geometry_make(sb->unit_shift);
+  struct pcow_disk_slot disk;
+  int ret;
+
+  ret = file_read(fd, path, geometry_header(&g, index), &disk, sizeof(disk), false);
+  if (ret)
+    return ret;
+  info->index = index;
+  info->unit = le64_get(disk.unit);
+  info->epoch = le32_get(disk.epoch);
+  if (le32_get(disk.magic) != SLOT_MAGIC ||
+      le32_get(disk.crc) != slot_identity_crc(info->unit, info->epoch, index))
+    return fail(EUCLEAN, "%s: unit %" PRIu64 ": the header of slot %" PRIu64 " is damaged", path, unit,
+                index);
+  if (info->unit != unit)
+    return fail(EUCLEAN, "%s: unit %" PRIu64 ": slot %" PRIu64 " in its chain belongs to unit %" PRIu64,
+                path, unit, index, info->unit);
+  if (info->epoch < 1 || info->epoch >= sb->next_epoch)
+    return fail(EUCLEAN, "%s: unit %" PRIu64 ": slot %" PRIu64 " belongs to epoch %" PRIu32
+                ", which does not exist yet", path, unit, index, info->epoch);
+  return slotwalk_reference(path, sb, unit, le64_get(disk.previous), &info->previous);
+}
+
+int slotwalk_chain(int fd, const char *path, const struct superblock *sb, uint64_t unit,
+                   uint64_t index, GArray *chain)
+{
+  /* Brent: whoever walks in a circle comes back to a mark that is set anew after 1, 2, 4, 8 … steps. */
+  uint64_t mark = 0;
+  uint64_t next_mark = 1;
+
+  for (uint64_t steps = 0; index; steps++) {
+    struct slot_info info;
+    int ret;
+
+    if (index == mark)
+      return fail(EUCLEAN, "%s: unit %" PRIu64 ": the chain of slots runs in a circle through slot %"
+                  PRIu64, path, unit, index);
+    if (steps == next_mark) {
+      mark = index;
+      next_mark *= 2;
+    }
+    ret = slotwalk_header(fd, path, sb, unit, index, &info);
+    if (ret)
+      return ret;
+    g_array_append_val(chain, info);
+    index = info.previous;
+  }
+  return 0;
+}
+
+int slotwalk_bitmap(int fd, const char *path, const struct geometry *g, uint64_t index, uint64_t first,
+                    uint64_t n, uint64_t *words)
+{
+  uint64_t count = bits_words(n);
+  int ret = file_read(fd, path, geometry_bitmap(g, index) + first / 8, words, count * 8, false);
+
+  if (ret)
+    return ret;
+  for (uint64_t i = 0; i < count; i++)
+    words[i] = le64toh(words[i]);
+  if (n % 64)
+    words[count - 1] &= (UINT64_C(1) << n % 64) - 1;
+  return 0;
+}
