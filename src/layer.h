@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A chain of open files as one view sees it: an image at an epoch, its base, the base's base. Opening
+ * validates and locks every file: what a layer shows cannot change while it is open. Descriptors are
+ * few: a layer that is not being read may be closed and is opened again by path when it is needed; a
+ * mapped page keeps the open file, and so its locks, alive meanwhile.
+ */
+#ifndef PCOW_LAYER_H
+#define PCOW_LAYER_H
+
+#include "epochs.h"
+#include "geometry.h"
+#include "superblock.h"
+
+#include <sys/types.h>
+
+struct layer {
+  enum base_format format;      /* BASE_PCOW or BASE_RAW */
+  char *path;                   /* as given, for messages */
+  char *full_path;              /* absolute, for opening again */
+  dev_t dev;
+  ino_t ino;
+  bool tmpfs;                   /* pages can be mapped private and protected by userfaultfd */
+  bool own_fd;                  /* the top of a writable image: never closed early, not to be locked */
+  bool walk_lock;               /* somebody may write and collect in this file meanwhile */
+  uint64_t size;                /* bytes of the view; a raw file's tail is rounded up */
+  uint64_t base_limit;          /* bytes of the base that are seen */
+  struct superblock sb;         /* BASE_PCOW; as read at open */
+  struct geometry geo;
+  struct epoch_view *view;      /* which epochs of the file are seen */
+  uint32_t epoch;               /* 0: the head */
+  unsigned depth;               /* 0: top */
+  struct layer *base;           /* NULL: zeros beneath */
+  struct layer *above;          /* whose base this is; NULL: the top */
+
+  /* private to layer.c and fdpool.c */
+  int fd;
+  unsigned users;
+  bool idle;                    /* open, unused, in the pool's queue */
+  void *pin;
+  GList lru;
+  GMutex walk_mutex;
+  unsigned walkers;
+
+  /* private to view.c: where data was found last; under walk_mutex */
+  uint64_t data_from, data_to;
+};
+
+#define LAYER_NO_BASE 1u        /* do not open the chain beneath */
+#define LAYER_FORCE_BASE 2u     /* take bases that are not what they were */
+#define LAYER_WRITING 4u        /* features that only matter to writers count */
+
+/* Opens PATH at SNAPSHOT (NULL: EPOCH, 0: its head) and the chain beneath, read-only, with shared
+ * locks. EPOCHS, when not NULL, gets the image's epoch tree. Errors as for pcow_open(). */
+int layer_open_image(const char *path, const char *snapshot, unsigned flags, struct layer **layer,
+                     struct epochs **epochs);
+
+/* Opens what REF names, resolved relative to the directory of the image at IMAGE_PATH, as the base of
+ * ABOVE (NULL: of nothing yet), and checks that it is what REF recorded. */
+int layer_open_base(const char *image_path, const struct base_ref *ref, struct layer *above,
+                    unsigned flags, struct layer **base);
+
+/* Superblock and log as of one moment, lock-free: both are read again when a commit came between. */
+int layer_read_tree(int fd, const char *path, bool writing, struct superblock *sb,
+                    struct epochs **epochs);
+
+/* Fills REF from the file PATH, as recorded in an image at IMAGE_PATH, as it is now, with its virtual
+ * size. SNAPSHOT NULL: head. -EBUSY when it is being written (head). */
+int layer_describe_base(const char *image_path, const char *path, enum base_format format,
+                        const char *snapshot, struct base_ref *ref, uint64_t *size);
+
+/* The path under which REF's file is opened; free with g_free(). */
+char *layer_base_path(const char *image_path, const struct base_ref *ref);
+
+/* The top of an image that this process writes: FD stays the caller's; VIEW becomes the layer's. */
+struct layer *layer_new_top(int fd, const char *path, const struct superblock *sb,
+                            struct epoch_view *view, struct layer *base);
+
+/* Closes the whole chain. NULL: nothing. */
+void layer_close(struct layer *layer);
+
+/* A descriptor of the layer's file until layer_fd_put(). -errno when it cannot be opened again. */
+int layer_fd_get(struct layer *layer);
+void layer_fd_put(struct layer *layer);
+
+/* Brackets a walk of the file's unit map and chains: keeps a collector of another handle out. FD is
+ * from layer_fd_get(). -EBUSY when a collector did not finish in time. */
+int layer_walk_begin(struct layer *layer, int fd);
+void layer_walk_end(struct layer *layer, int fd);
+
+#endif

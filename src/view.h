@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Resolves a range of a layer's view, top down through slots and bases, into runs of pages in files.
+ * Each layer costs a look at its unit map and the bitmaps of its slots, until nothing is left open.
+ */
+#ifndef PCOW_VIEW_H
+#define PCOW_VIEW_H
+
+#include "layer.h"
+
+#include <glib.h>
+
+enum run_kind {
+  RUN_ZERO,                     /* nothing stored: reads as zeros. layer is NULL */
+  RUN_DATA,                     /* backed by blocks of layer's file at offset */
+  RUN_MASK                      /* present but a hole of layer's file: zeros that hide what is beneath */
+};
+
+struct run {
+  uint64_t page;                /* first, of the view */
+  uint64_t count;
+  enum run_kind kind;
+  struct layer *layer;          /* borrowed */
+  uint64_t offset;              /* of page, in the file */
+};
+
+/* Appends to RUNS (of struct run) what [first, first + count) consists of: sorted, without gaps,
+ * neighbours that continue each other merged. */
+int view_resolve(struct layer *top, uint64_t first, uint64_t count, GArray *runs);
+
+/* Resolved units of one layer's view, kept while the view cannot change. Thread-safe. */
+struct view_cache;
+
+struct view_cache *view_cache_new(struct layer *top, uint64_t unit_pages);
+void view_cache_free(struct view_cache *c);
+/* Runs of one unit (shortened to the view's size rounded up to a unit: beyond it all is zero), page
+ * numbers of the whole view; NULL with *ERROR on failure. Unref with g_array_unref(). */
+GArray *view_cache_get(struct view_cache *c, uint64_t unit, int *error);
+/* TOP's view changed (NULL: as before). */
+void view_cache_reset(struct view_cache *c, struct layer *top);
+
+/* Position in RUNS of the run that holds PAGE. */
+unsigned view_find(const GArray *runs, uint64_t page);
+
+/* Reads LENGTH bytes at byte OFFSET within what RUNS cover. */
+int view_read(const GArray *runs, uint64_t offset, void *buffer, size_t length);
+
+#endif
