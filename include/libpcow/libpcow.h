@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * libpcow: copy-on-write images as persistent memory.
+ *
+ * An image is one file that holds a virtual range of bytes, the snapshots of that range, and a
+ * reference to the base that it is layered on. Tools read and write it with pcow_pread() and
+ * pcow_pwrite(); a hypervisor maps it with pcow_map() and stores into it like into any memory.
+ *
+ * Conventions, which hold for every function here:
+ *
+ *  - Sizes, offsets and lengths are bytes. Virtual sizes are multiples of 4096.
+ *  - Functions return 0 (or a count) on success and -errno on failure. After a failure
+ *    pcow_errormsg() gives the calling thread's message: one sentence with the file and the cause.
+ *  - Handles are thread-safe: any thread may use a handle at any time, except that nobody may use it
+ *    during or after the call that ends it (pcow_close(), pcow_unmap()).
+ *  - The library never prints, exits, installs signal handlers or changes process-wide limits.
+ *  - Option and result structs begin with their size. Set it with PCOW_INIT(), so that programs
+ *    compiled against an older header go on working when a struct has grown:
+ *
+ *        struct pcow_map_options options = PCOW_INIT(options);
+ *
+ *  - Flags and fields not named here must be zero; others give -EINVAL.
+ *  - Strings that go out are UTF-8 and stay valid until the handle is closed, or, in a callback,
+ *    until it returns.
+ *
+ * Durability. What pcow_pwrite(), pcow_discard() and pcow_write_zeroes() did is durable after
+ * pcow_flush(). Snapshot create, delete and revert, rebase, commit and resize are atomic and durable
+ * when they return. A store into a store-durable mapping is durable once the storing CPU has flushed
+ * the cache line and fenced, as on an NVDIMM (pcow_persist() does both).
+ */
+#ifndef LIBPCOW_H
+#define LIBPCOW_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#define PCOW_INIT(s) { sizeof(s) }
+#else
+#define PCOW_INIT(s) { .size = sizeof(s) }
+#endif
+
+#ifdef __GNUC__
+#pragma GCC visibility push(default)
+#endif
+
+#define PCOW_PAGE_SIZE 4096
+#define PCOW_NAME_MAX 255  /* longest snapshot name, bytes without terminator */
+#define PCOW_PATH_MAX 1023 /* longest base path, bytes without terminator */
+
+typedef struct pcow_image pcow_image;
+typedef struct pcow_mapping pcow_mapping;
+
+/* ---- Version, messages --------------------------------------------------------------------- */
+
+/* The library's version, "MAJOR.MINOR.PATCH". */
+const char *pcow_version(void);
+
+/* The message of the last failure in the calling thread, never NULL; "" before the first. Valid
+ * until the thread's next call into the library. */
+const char *pcow_errormsg(void);
+
+enum pcow_log_level {
+  PCOW_LOG_ERROR = 0,   /* something failed that no caller is there to be told about */
+  PCOW_LOG_WARNING = 1, /* e.g. an image that was not closed cleanly, a deletion still pending */
+  PCOW_LOG_DEBUG = 2
+};
+
+typedef void (*pcow_log_fn)(void *opaque, int level, const char *message);
+
+/* Sends messages that belong to no call's result to FN (NULL: nowhere, the default). Process-wide;
+ * FN may be called from any thread, internal ones included, and must not call the library. */
+void pcow_set_log(pcow_log_fn fn, void *opaque);
+
+/* Called now and then by long operations with the work done so far and in all (in units of the
+ * operation's own). A result other than 0 cancels: the operation returns -ECANCELED, the image is as
+ * it was (or, where said, valid and partly converted). */
+typedef int (*pcow_progress_fn)(void *opaque, uint64_t done, uint64_t total);
+
+/* ---- Create -------------------------------------------------------------------------------- */
+
+enum pcow_format {
+  PCOW_FORMAT_NONE = 0,
+  PCOW_FORMAT_PCOW = 1,
+  PCOW_FORMAT_RAW = 2
+};
+
+#define PCOW_CREATE_REPLACE 1u /* replace an existing file atomically, unless it is an image in use */
+
+struct pcow_create_options {
+  size_t size;
+  uint32_t flags;            /* PCOW_CREATE_* */
+  uint32_t base_format;      /* enum pcow_format; with base: PCOW or RAW, never guessed */
+  uint64_t unit_size;        /* power of two, 64 KiB … 64 GiB; 0: 128 MiB, or larger for large images */
+  const char *base;          /* NULL: none. Relative to the image's directory; recorded as given */
+  const char *base_snapshot; /* NULL: the base's head as it is now */
+};
+
+/* Makes an image of VIRTUAL_SIZE bytes (rounded up to a page; 0 with a base: the base's size). The
+ * file appears complete or not at all, durably. OPTIONS may be NULL.
+ * -EEXIST (and no PCOW_CREATE_REPLACE), -EINVAL (sizes, flags, base not valid), -EFBIG (virtual size
+ * beyond 2^24 units), -EBUSY (file to replace is in use, base is being written), what open(2) gives. */
+int pcow_create(const char *path, uint64_t virtual_size, const struct pcow_create_options *options);
+
+/* ---- Open, close --------------------------------------------------------------------------- */
+
+#define PCOW_OPEN_RDWR 1u       /* write the head; exclusive among all processes */
+#define PCOW_OPEN_INFO 2u       /* lock-free, also while the image is in use elsewhere: information
+                                   only, no content and no base */
+#define PCOW_OPEN_NO_BASE 4u    /* do not open the base: for an unsafe rebase; content calls fail */
+#define PCOW_OPEN_FORCE_BASE 8u /* take the base although it is not what it was */
+
+struct pcow_open_options {
+  size_t size;
+  uint32_t flags;       /* PCOW_OPEN_* */
+  const char *snapshot; /* open this snapshot, read-only, instead of the head */
+};
+
+/* Opens the image at PATH with its chain of bases, locks and validates all of them. Read-only
+ * without PCOW_OPEN_RDWR. OPTIONS may be NULL. An image that was not closed cleanly is made durable
+ * as it is, and interrupted deletions go on, when it is opened for writing.
+ * -EBUSY (locked by another process or handle), -ENOENT (file, base or snapshot missing),
+ * -EMEDIUMTYPE (not a pcow image), -EUCLEAN (damaged), -ENOTSUP (newer version or unknown feature),
+ * -ESTALE (a base is not what it was), -ELOOP (cyclic chain, or longer than 1024),
+ * what open(2) gives. */
+int pcow_open(const char *path, const struct pcow_open_options *options, pcow_image **image);
+
+/* Makes everything durable, unmaps what is mapped, ends the handle in any case. An error says that
+ * the last flush failed. NULL: nothing. */
+int pcow_close(pcow_image *image);
+
+/* ---- Information --------------------------------------------------------------------------- */
+
+#define PCOW_INFO_DIRTY 1u   /* not closed cleanly, or open for writing */
+#define PCOW_INFO_PENDING 2u /* deleted snapshots whose space is still to be collected */
+
+struct pcow_info {
+  size_t size;
+  uint32_t format_version;
+  uint32_t flags;          /* PCOW_INFO_* */
+  uint64_t virtual_size;   /* of what is open: the head or a snapshot */
+  uint64_t unit_size;
+  uint64_t allocated_size; /* blocks of this file, without its base */
+  uint64_t sequence;       /* counts commits */
+  uint64_t snapshot_count;
+  uint64_t slot_count;     /* high-water mark of slots */
+  uint8_t uuid[16];
+  uint64_t content_tag[2]; /* counter, random */
+  uint32_t base_format;    /* enum pcow_format */
+  uint32_t durability;     /* enum pcow_durability: the strongest that this file system can promise */
+  const char *path;
+  const char *base;          /* as recorded; NULL: none */
+  const char *base_path;     /* as it is opened, relative to the working directory or absolute */
+  const char *base_snapshot; /* its name when the base could be looked up (not with PCOW_OPEN_INFO) */
+  uint32_t base_epoch;       /* 0: the base's head */
+  uint32_t reserved;
+};
+
+int pcow_get_info(pcow_image *image, struct pcow_info *info);
+
+/* ---- Content ------------------------------------------------------------------------------- */
+
+/* Reads COUNT bytes at OFFSET: all of them, or an error. -EINVAL beyond the end. */
+int pcow_pread(pcow_image *image, void *buffer, size_t count, uint64_t offset);
+
+/* Writes COUNT bytes at OFFSET: all of them, or an error (-ENOSPC: bytes before the failure may be
+ * written, the rest is as before). -EINVAL beyond the end, -EBADF not open for writing. Durable after
+ * pcow_flush(). Also while the image is mapped: both see the same bytes. */
+int pcow_pwrite(pcow_image *image, const void *buffer, size_t count, uint64_t offset);
+
+/* Makes every write that had returned before the call durable. After an I/O error the image takes no
+ * more writes: this and every later call report it. */
+int pcow_flush(pcow_image *image);
+
+/* The range reads as zeros; whole pages give their space back. Durable after pcow_flush(). */
+int pcow_discard(pcow_image *image, uint64_t offset, uint64_t length);
+
+#define PCOW_ZERO_KEEP_SPACE 1u /* keep (or reserve) space for the range */
+
+/* The range reads as zeros. Whole pages are punched out unless PCOW_ZERO_KEEP_SPACE is given. */
+int pcow_write_zeroes(pcow_image *image, uint64_t offset, uint64_t length, uint32_t flags);
+
+enum pcow_extent_type {
+  PCOW_EXTENT_ZERO = 0, /* reads as zeros, nothing stored in any layer */
+  PCOW_EXTENT_DATA = 1, /* stored in a file */
+  PCOW_EXTENT_ZERO_ALLOCATED = 2 /* this layer says zero (discarded), masking those beneath */
+};
+
+struct pcow_extent {
+  size_t size;
+  uint64_t offset;      /* in the image */
+  uint64_t length;
+  uint32_t type;        /* enum pcow_extent_type */
+  uint32_t depth;       /* 0: this image's file, 1: its base, … */
+  uint64_t file_offset; /* DATA: where it lies in the file */
+  const char *path;     /* DATA, ZERO_ALLOCATED: the layer's file; else NULL */
+};
+
+/* A result other than 0 ends the walk, which returns it. May read and write the image meanwhile, but
+ * must not change its snapshots, size or base. */
+typedef int (*pcow_extent_fn)(void *opaque, const struct pcow_extent *extent);
+
+#define PCOW_EXTENTS_MERGE 1u /* only data or zero matters: neighbours are merged across files, depth and
+                                 file_offset are 0, path is NULL */
+
+/* Walks the range of what is open, in order, without gaps. */
+int pcow_extents(pcow_image *image, uint64_t offset, uint64_t length, uint32_t flags,
+                 pcow_extent_fn fn, void *opaque);
+
+/* ---- Snapshots ----------------------------------------------------------------------------- */
+
+#define PCOW_SNAPSHOT_CURRENT 1u /* the head descends from this one directly */
+
+struct pcow_snapshot_info {
+  size_t size;
+  uint32_t id;
+  uint32_t parent;       /* id of the nearest living ancestor, 0: none */
+  uint32_t flags;        /* PCOW_SNAPSHOT_* */
+  uint32_t created_nsec;
+  int64_t created_sec;   /* since 1970-01-01 UTC */
+  uint64_t virtual_size;
+  uint8_t guid[16];
+  const char *name;
+};
+
+typedef int (*pcow_snapshot_fn)(void *opaque, const struct pcow_snapshot_info *info);
+
+/* Lists the snapshots, oldest first. Works with PCOW_OPEN_INFO. FN as for pcow_extents(). */
+int pcow_snapshot_list(pcow_image *image, pcow_snapshot_fn fn, void *opaque);
+
+/* Freezes the head as it is under NAME (1 to 255 bytes UTF-8 without control characters or '@').
+ * Everything written before the call, stores through a mapping included, is in it; a store that runs
+ * during the call waits and comes after it. One commit.
+ * -EEXIST (name taken), -EINVAL (name not valid), -EMFILE (table full), -EBADF (not open for writing) */
+int pcow_snapshot_create(pcow_image *image, const char *name);
+
+/* Deletes a snapshot, wherever in the tree; no other one changes content. The space of what only it
+ * saw is given back then or, when readers are in the way, at a later open. -ENOENT, -EBUSY (being
+ * read). */
+int pcow_snapshot_delete(pcow_image *image, const char *name);
+
+/* The head becomes what the snapshot is, size included; all snapshots stay. What was written since
+ * the head's last snapshot is gone. -ENOENT, -EBUSY (mapped). */
+int pcow_snapshot_revert(pcow_image *image, const char *name);
+
+/* Walks the ranges whose bytes differ between snapshot FROM and snapshot TO (NULL: the head), in
+ * order; extents have type DATA or ZERO as in TO, merged as with PCOW_EXTENTS_MERGE. Costs by what
+ * either wrote since their common ancestor. Ranges beyond the smaller size count as different. */
+int pcow_diff(pcow_image *image, const char *from, const char *to, pcow_extent_fn fn, void *opaque);
+
+/* ---- Size, base ---------------------------------------------------------------------------- */
+
+#define PCOW_RESIZE_SHRINK 1u /* without it a smaller size is refused with -EINVAL */
+
+/* Changes the virtual size of the head. What is added reads as zeros, whatever was there before. A
+ * mapping grows with the image when it has reserved enough; -EBUSY for shrinking while mapped. */
+int pcow_resize(pcow_image *image, uint64_t virtual_size, uint32_t flags);
+
+#define PCOW_REBASE_UNSAFE 1u /* change the reference only: content changes if the bases differ */
+
+struct pcow_rebase_options {
+  size_t size;
+  uint32_t flags;            /* PCOW_REBASE_* */
+  uint32_t base_format;      /* enum pcow_format; with base: PCOW or RAW */
+  const char *base;          /* NULL: none, the image becomes independent */
+  const char *base_snapshot; /* NULL: the base's head */
+  pcow_progress_fn progress;
+  void *opaque;
+};
+
+/* Changes the base. Safe: no view of the image, head or snapshot, changes content; pages that the
+ * new base has otherwise are copied first. -EBUSY while mapped. Errors as for pcow_open(). */
+int pcow_rebase(pcow_image *image, const struct pcow_rebase_options *options);
+
+/* Writes what the head has of its own into its base (a head, opened for writing meanwhile), then
+ * empties the head. Refused with -EBUSY while the image is mapped or has snapshots (they would change
+ * content), and with -EROFS when the base is a snapshot. A crash on the way leaves an image that
+ * opens and reads as before; repeat the commit. PROGRESS may be NULL. */
+int pcow_commit(pcow_image *image, pcow_progress_fn progress, void *opaque);
+
+/* ---- Check --------------------------------------------------------------------------------- */
+
+#define PCOW_CHECK_REPAIR_LEAKS 1u
+#define PCOW_CHECK_REPAIR_ALL 2u
+
+struct pcow_check_result {
+  size_t size;
+  uint64_t corruptions;
+  uint64_t leaks;       /* slots that nothing reaches but that still hold blocks */
+  uint64_t leaked_size; /* bytes of them */
+  uint64_t repaired;    /* corruptions and leaks that were repaired */
+  uint64_t slots;       /* slots reached */
+  uint64_t pages;       /* pages present, over all slots */
+};
+
+typedef void (*pcow_check_fn)(void *opaque, const char *finding);
+
+/* Verifies what the format promises of the image file at PATH (not of its base), without opening it
+ * as an image. Read-only without repair flags. FN (may be NULL) gets a sentence for each finding.
+ * 0: the check ran, RESULT says what it found. */
+int pcow_check(const char *path, uint32_t flags, struct pcow_check_result *result,
+               pcow_check_fn fn, pcow_progress_fn progress, void *opaque);
+
+/* ---- Mapping ------------------------------------------------------------------------------- */
+
+enum pcow_durability {
+  PCOW_FLUSH_DURABLE = 0, /* stores are durable when pcow_flush() returns (virtio-pmem) */
+  PCOW_STORE_DURABLE = 1  /* a store is durable once its cache line is flushed (NVDIMM) */
+};
+
+enum pcow_thin {
+  PCOW_THIN_GUARDED = 0, /* space is reserved before a page can be written: a full file system is
+                            met by the library, not by a store */
+  PCOW_THIN_NATIVE = 1   /* where nothing lies beneath, the file system fills holes at the fault:
+                            faster, but a full file system is a SIGBUS */
+};
+
+/* Called when a writer is held because the file system is full: FILE is the image's path, OFFSET the
+ * page's. It must not call the library; it tells its program to make space and then to call
+ * pcow_mapping_resume(). Called once until then. */
+typedef void (*pcow_nospace_fn)(void *opaque, const char *file, uint64_t offset);
+
+struct pcow_map_options {
+  size_t size;
+  uint32_t durability; /* enum pcow_durability; read-only maps do not care. Set it: the default is
+                          flush-durable, which this version refuses with -ENOTSUP */
+  uint32_t thin;       /* enum pcow_thin */
+  void *address;       /* NULL: chosen. Else 2 MiB-aligned, and the caller owns (has reserved)
+                          [address, address + max(reserve, size)), which is replaced */
+  uint64_t reserve;    /* bytes of address space to hold for growing later; 0: the virtual size */
+  uint64_t granule;    /* bytes that a first write copies at least; power of two, 4 KiB … 2 MiB;
+                          0: 64 KiB, growing while writes run sequentially */
+  uint64_t dram_limit; /* bytes of DRAM for clean copies of lower pages where they cannot be mapped;
+                          0: 256 MiB */
+  pcow_nospace_fn nospace; /* NULL: the storing thread gets SIGBUS (a system call -EFAULT), as from
+                              any mapped file, and the log callback a sentence */
+  void *opaque;
+};
+
+/* Maps what is open as one range: the head of an image opened with PCOW_OPEN_RDWR for reading and
+ * writing (one such map at a time), anything else read-only. OPTIONS may be NULL for a read-only map.
+ * Pages that the head has are mapped from the file: no code of the library runs on access to them.
+ * The first write to any other page is held while the page is copied, durably, and then goes on; so
+ * are writes by system calls and virtual CPUs.
+ * -ENOTSUP (durability that this file system, or this kernel, does not give), -EPERM (userfaultfd is
+ * not permitted), -EBUSY (already mapped), -ENOMEM, -EINVAL. */
+int pcow_map(pcow_image *image, const struct pcow_map_options *options, pcow_mapping **mapping);
+
+void *pcow_mapping_address(const pcow_mapping *mapping);
+uint64_t pcow_mapping_length(const pcow_mapping *mapping); /* the virtual size now */
+
+/* Flushes the CPU caches for a part of a store-durable mapping and fences: the stores are durable. */
+int pcow_persist(pcow_mapping *mapping, uint64_t offset, uint64_t length);
+
+/* Space was made: held writers try again. Pages that gave SIGBUS can be written again, too. */
+int pcow_mapping_resume(pcow_mapping *mapping);
+
+struct pcow_mapping_stats {
+  size_t size;
+  uint64_t faults;         /* events that the library handled */
+  uint64_t write_faults;   /* of them, first writes */
+  uint64_t fill_faults;    /* of them, lower pages copied to DRAM because they could not be mapped */
+  uint64_t duplicate_faults;
+  uint64_t pages_copied;   /* from lower layers */
+  uint64_t pages_reserved; /* made present over nothing */
+  uint64_t dram_pages;     /* clean copies of lower pages now */
+  uint64_t held_writers;   /* waiting for space now */
+  uint64_t vmas;           /* of the whole process, when last counted */
+  uint64_t vma_budget;     /* number at which ranges are merged by publishing the gaps */
+  uint64_t merges;         /* ranges so merged */
+};
+
+int pcow_mapping_get_stats(pcow_mapping *mapping, struct pcow_mapping_stats *stats);
+
+/* Ends the mapping. All stores must have ended. With a caller's address the range is left as an
+ * inaccessible reservation. NULL: nothing. */
+int pcow_unmap(pcow_mapping *mapping);
+
+#ifdef __GNUC__
+#pragma GCC visibility pop
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

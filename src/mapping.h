@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What the rest of the library says to a writable mapping of an image (image->map, NULL when there is
+ * none; all of these do nothing then).
+ */
+#ifndef PCOW_MAPPING_H
+#define PCOW_MAPPING_H
+
+#include "image.h"
+
+/* The unit is locked and pages [first, end) of it have just become present, durably, and backed: they
+ * are mapped from the file now. */
+int mapping_published(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end);
+
+/* The unit is locked and pages [first, end) are about to be punched: from now on they read as zeros
+ * and their first write is held until the unit is unlocked and the fault is served. */
+int mapping_discard(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end);
+
+/* The discard failed: the mapping shows what the unit has again. */
+void mapping_undo_discard(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end);
+
+/* Around a live snapshot, with the image lock held for writing. cut: write-protects all that is
+ * writable; when it returns no store reaches the head any more, and what was stored is written back
+ * (durable after the next fence). release: the head is a new epoch (or, after a failed commit, is
+ * not): lets writers go on. */
+int mapping_snapshot_cut(struct pcow_image *image);
+int mapping_snapshot_release(struct pcow_image *image, bool committed);
+
+/* The virtual size rose: maps what was added. -ENOSPC when the reservation is too small. */
+int mapping_grow(struct pcow_image *image, uint64_t old_size, uint64_t new_size);
+
+/* Unmaps all mappings of the handle, for pcow_close(). */
+void mapping_close_all(struct pcow_image *image);
+
+#endif
