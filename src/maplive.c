@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What the rest of the library does to a mapping while writers run: pages that were written through
+ * the API, discards, live snapshots, growth. Called with the image or the unit locked, by threads that
+ * may move regions.
+ */
+#include "mapstate.h"
+
+#include "error.h"
+#include "mapping.h"
+#include "uffd.h"
+#include "vmabudget.h"
+
+#include <inttypes.h>
+#include <sys/mman.h>
+
+#define PIECES_MOST 16u         /* in a unit, before one move over all of them is cheaper */
+
+int mapping_published(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end)
+{
+  struct pcow_mapping *m = image->map;
+  uint64_t zero;
+  int ret;
+
+  if (!m)
+    return 0;
+  zero = map_unit_first(m, u->number);
+  ret = area_arm_range(m, zero + first, zero + end);
+  if (ret == 0)
+    ret = area_share(m, u, first, end);
+  if (ret == -ENOMEM || (ret == 0 && vmabudget_pressed() && vmabudget_room() < -(int64_t)vmabudget_limit() / 8))
+    ret = merge_unit(m, u);
+  uffd_wake(m->uffd, map_address(m, zero + first), (end - first) * PAGE_BYTES);
+  return ret;
+}
+
+/* ---- Discard ---- */
+
+/* Marks in NEEDS (pages relative to FIRST) what has to be replaced by zeros. */
+static int find_not_zero(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first,
+                         uint64_t end, uint64_t *needs)
+{
+  g_autoptr(GArray) segments = g_array_new(FALSE, FALSE, sizeof(struct segment));
+  uint64_t zero = map_unit_first(m, u->number);
+  int ret = plan_unit(m, u, first, end, segments);
+
+  if (ret)
+    return ret;
+  for (unsigned i = 0; i < segments->len; i++) {
+    const struct segment *s = &g_array_index(segments, struct segment, i);
+
+    if (s->kind != SEGMENT_ZERO)
+      bits_set(needs, s->page - zero - first, s->page - zero - first + s->count);
+  }
+  for (uint64_t at = first; at < end; at++) {
+    /* Space that was reserved and never stored to looks like a hole, and must not stay writable. */
+    if (map_test(mu->writable, at))
+      bits_set(needs, at - first, at - first + 1);
+    if (map_test(mu->dense, at) || map_test(mu->fill, at) || (!m->guarded && map_test(mu->writable, at)))
+      bits_clear(needs, at - first, at - first + 1);
+  }
+  return 0;
+}
+
+/* Clean copies go: when they are read again they are zeros. */
+static void drop_copies(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first, uint64_t end)
+{
+  uint64_t zero = map_unit_first(m, u->number);
+
+  while ((first = map_find(mu->resident, first, end, true)) < end) {
+    uint64_t to = map_find(mu->resident, first, end, false);
+
+    madvise(map_address(m, zero + first), (to - first) * PAGE_BYTES, MADV_DONTNEED);
+    bits_clear(mu->resident, first, to);
+    m->dram_pages -= to - first;
+    first = to;
+  }
+}
+
+int mapping_discard(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end)
+{
+  struct pcow_mapping *m = image->map;
+  g_autofree uint64_t *needs = NULL;
+  struct map_unit *mu;
+  int ret;
+
+  if (!m)
+    return 0;
+  mu = map_unit_get(m, u->number);
+  needs = g_malloc0(bits_words(end - first) * 8);
+  ret = find_not_zero(m, u, mu, first, end, needs);
+  if (ret)
+    return ret;
+  drop_copies(m, u, mu, first, end);
+  /* The hole of a dense region raises an event by itself. */
+  for (uint64_t at = first; (at = map_find(mu->dense, at, end, true)) < end;) {
+    uint64_t to = map_find(mu->dense, at, end, false);
+
+    if (mu->writable)
+      bits_clear(mu->writable, at, to);
+    at = to;
+  }
+  for (uint64_t at = 0; ret == 0 && (at = bits_find(needs, at, end - first, true)) < end - first;) {
+    uint64_t to = bits_find(needs, at, end - first, false);
+
+    ret = area_zero(m, u->number, first + at, first + to);
+    at = to;
+  }
+  return ret;
+}
+
+void mapping_undo_discard(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end)
+{
+  struct pcow_mapping *m = image->map;
+  uint64_t zero;
+
+  if (!m)
+    return;
+  zero = map_unit_first(m, u->number);
+  if (area_arm_range(m, zero + first, zero + end) || area_fill(m, u->number, first, end))
+    log_message(PCOW_LOG_ERROR, "after a discard that failed: %s", error_message());
+}
+
+/* ---- Live snapshots ---- */
+
+static unsigned count_runs(const uint64_t *bits, uint64_t pages)
+{
+  unsigned n = 0;
+
+  for (uint64_t at = 0; (at = map_find(bits, at, pages, true)) < pages; n++)
+    at = map_find(bits, at, pages, false);
+  return n;
+}
+
+/* Protects what is shared and writable where it is, and writes back what was stored. Pages between that
+ * are armed are protected once more, which changes nothing. */
+static int cut_in_place(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first, uint64_t end)
+{
+  uint64_t zero = map_unit_first(m, u->number);
+  uint8_t *address = map_address(m, zero + first);
+  int ret = uffd_register(m->uffd, address, (end - first) * PAGE_BYTES, UFFD_WP);
+
+  if (ret == 0)
+    ret = uffd_protect(m->uffd, address, (end - first) * PAGE_BYTES);
+  if (ret)
+    return fail_errno(-ret, "%s: cannot write-protect the mapping", m->image->path);
+  while (ret == 0 && (first = bits_find(mu->writable, first, end, true)) < end) {
+    uint64_t to = bits_find(mu->writable, first, end, false);
+
+    ret = area_write_back(m, u, first, to);
+    bits_clear(mu->writable, first, to);
+    first = to;
+  }
+  return ret;
+}
+
+/* Moves empty memory over the pages, to be filled on demand, and writes back what was stored. */
+static int cut_away(struct pcow_mapping *m, struct unit *u, const uint64_t *stored, uint64_t first, uint64_t end)
+{
+  uint64_t zero = map_unit_first(m, u->number);
+  int ret = area_arm_range(m, zero + first, zero + end);
+
+  if (ret == 0)
+    ret = area_fill(m, u->number, first, end);
+  while (ret == 0 && (first = bits_find(stored, first, end, true)) < end) {
+    uint64_t to = bits_find(stored, first, end, false);
+
+    ret = persist_writeback(m->image->store->p, head_page_offset(m->image->head, u, first),
+                            (to - first) * PAGE_BYTES);
+    first = to;
+  }
+  return ret;
+}
+
+static bool has_lazy(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end)
+{
+  uint64_t from = first, to = end;
+
+  area_trim_lazy(m, unit, first, &from, &to);
+  return to < end;
+}
+
+/* From here on no store reaches the unit's slot. */
+static int cut_unit(struct pcow_mapping *m, struct unit *u, struct map_unit *mu)
+{
+  uint64_t pages = m->unit_pages, first, end = pages;
+  g_autofree uint64_t *stored = g_malloc0(bits_words(pages) * 8);
+  bool in_place, whole;
+  int ret = 0;
+
+  /* Dense pages, too, although some have no block. */
+  for (uint64_t i = 0; i < bits_words(pages); i++)
+    stored[i] = (mu->writable ? mu->writable[i] : 0) | (mu->dense ? mu->dense[i] : 0);
+  first = bits_find(stored, 0, pages, true);
+  if (first == pages)
+    return 0;
+  while (!bits_test(stored, end - 1))
+    end--;
+
+  /* Many pieces: all that lies between is taken with them, where it may be. */
+  whole = count_runs(stored, pages) > PIECES_MOST;
+  in_place = m->tmpfs && map_find(mu->dense, first, end, true) == end;
+  if (whole && in_place && map_find(mu->fill, first, end, true) == end && !has_lazy(m, u->number, first, end))
+    return cut_in_place(m, u, mu, first, end);
+  if (whole && !m->tmpfs)
+    return cut_away(m, u, stored, first, end);
+
+  for (uint64_t at = first; ret == 0 && (at = bits_find(stored, at, end, true)) < end;) {
+    bool dense = map_test(mu->dense, at);
+    uint64_t to = MIN(bits_find(stored, at, end, false), map_find(mu->dense, at, end, !dense));
+
+    ret = m->tmpfs && !dense ? cut_in_place(m, u, mu, at, to) : cut_away(m, u, stored, at, to);
+    at = to;
+  }
+  return ret;
+}
+
+int mapping_snapshot_cut(struct pcow_image *image)
+{
+  struct pcow_mapping *m = image->map;
+  int ret = 0;
+
+  for (uint64_t i = 0; m && ret == 0 && i < m->unit_count; i++) {
+    struct map_unit *mu = m->units[i];
+    struct unit *u;
+
+    if (!mu || (!mu->writable && !mu->dense))
+      continue;
+    u = head_lock_unit(image->head, i, &ret);
+    if (!u)
+      break;
+    ret = cut_unit(m, u, mu);
+    head_unlock_unit(image->head, u);
+  }
+  return ret;
+}
+
+int mapping_snapshot_release(struct pcow_image *image, bool committed)
+{
+  /* Nothing is writable any more. A first write finds its page frozen and copies it, or, when the
+   * commit failed, finds it present and only maps it again. */
+  (void)image;
+  (void)committed;
+  return 0;
+}
+
+/* ---- Size ---- */
+
+int mapping_grow(struct pcow_image *image, uint64_t old_size, uint64_t new_size)
+{
+  struct pcow_mapping *m = image->map;
+  unsigned lazies;
+  int ret;
+
+  if (!m)
+    return 0;
+  if (new_size > m->reserve)
+    return fail(ENOSPC, "%s: the mapping has reserved %" PRIu64 " bytes and cannot grow to %" PRIu64,
+                image->path, m->reserve, new_size);
+  lazies = m->lazies->len;
+  ret = plan_apply(m, old_size / PAGE_BYTES, new_size / PAGE_BYTES);
+  if (ret == 0) {
+    m->size = new_size;
+    return 0;
+  }
+  mmap(m->base + old_size, new_size - old_size, PROT_NONE,
+       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  m->lazy_left -= (gint)(m->lazies->len - lazies);
+  g_array_set_size(m->lazies, lazies);
+  return ret;
+}
+
+void mapping_close_all(struct pcow_image *image)
+{
+  while (image->maps->len)
+    pcow_unmap(g_ptr_array_index(image->maps, image->maps->len - 1));
+}

@@ -1,0 +1,508 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What a mapping consists of when it is made or grows: the image's view, unit by unit, as segments,
+ * neighbours merged, then laid out with one mmap(2) each while nobody has access yet. Where that makes
+ * too many VMAs, units get coarser: first lower pages are filled on demand instead of mapped, then
+ * gaps between the head's pages are published, so that a unit is one VMA.
+ */
+#include "mapstate.h"
+
+#include "error.h"
+#include "uffd.h"
+#include "vmabudget.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#define LAZY_CHUNK_PAGES ((UINT64_C(1) << 30) / PAGE_BYTES)
+#define LAZY_LEAST_BYTES (UINT64_C(64) << 20)
+
+enum policy { POLICY_RUNS, POLICY_FILL, POLICY_JOIN };
+
+struct unit_cost {
+  uint64_t unit;
+  uint32_t pieces;
+  uint32_t shared;              /* of them, the head's own */
+  enum policy policy;
+};
+
+struct plan {
+  struct pcow_mapping *m;
+  uint64_t first, end;          /* pages of the mapping */
+  GArray *segments;
+  GArray *costs;                /* struct unit_cost; only of units with more than zeros */
+  bool chosen;                  /* costs hold policies */
+  uint64_t arm_from, arm_to;    /* laid out, to be registered and protected */
+};
+
+/* ---- Segments ---- */
+
+static void add(GArray *segments, uint64_t page, uint64_t count, enum segment_kind kind, struct layer *layer,
+                uint64_t offset)
+{
+  struct segment s = { page, count, kind, layer, offset };
+
+  if (segments->len) {
+    struct segment *last = &g_array_index(segments, struct segment, segments->len - 1);
+    bool in_file = kind == SEGMENT_SHARED || kind == SEGMENT_PRIVATE;
+
+    if (last->kind == kind && last->page + last->count == page && last->layer == layer &&
+        kind != SEGMENT_DENSE && (!in_file || last->offset + last->count * PAGE_BYTES == offset)) {
+      last->count += count;
+      return;
+    }
+  }
+  g_array_append_val(segments, s);
+}
+
+/* Runs of pages [first, end) of the mapping. */
+static void add_runs(struct pcow_mapping *m, const GArray *runs, uint64_t first, uint64_t end, GArray *segments)
+{
+  for (unsigned i = runs->len ? view_find(runs, first) : 0; first < end && i < runs->len; i++) {
+    const struct run *r = &g_array_index(runs, struct run, i);
+    uint64_t to = MIN(end, r->page + r->count);
+    enum segment_kind kind = SEGMENT_ZERO;
+
+    if (to <= first)
+      continue;
+    if (r->kind == RUN_DATA)
+      kind = !m->writable ? SEGMENT_SHARED : r->layer->tmpfs ? SEGMENT_PRIVATE : SEGMENT_FILL;
+    if (kind == SEGMENT_ZERO || kind == SEGMENT_FILL)
+      add(segments, first, to - first, kind, NULL, 0);
+    else
+      add(segments, first, to - first, kind, r->layer, r->offset + (first - r->page) * PAGE_BYTES);
+    first = to;
+  }
+  if (first < end)
+    add(segments, first, end - first, SEGMENT_ZERO, NULL, 0);
+}
+
+/* Present pages: where the file has a hole they are zeros without a block. */
+static void add_present(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end, GArray *segments)
+{
+  struct persist *p = m->image->store->p;
+  uint64_t zero = head_page_offset(m->image->head, u, 0);
+  uint64_t page = map_unit_first(m, u->number);
+
+  while (first < end) {
+    uint64_t at = zero + first * PAGE_BYTES, stop = zero + end * PAGE_BYTES;
+    bool data = !m->guarded || persist_seek(p, at, stop, true) == at;
+    uint64_t to = m->guarded ? (persist_seek(p, at, stop, !data) - zero) >> PAGE_SHIFT : end;
+
+    add(segments, page + first, to - first, data ? SEGMENT_SHARED : SEGMENT_ZERO, NULL, data ? at : 0);
+    first = to;
+  }
+}
+
+int plan_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end, GArray *segments)
+{
+  uint64_t page = map_unit_first(m, u->number);
+  g_autoptr(GArray) runs = NULL;
+  int ret = 0;
+
+  while (first < end) {
+    bool present = u->present && bits_test(u->present, first);
+    uint64_t to = u->present ? bits_find(u->present, first, end, !present) : end;
+
+    if (present) {
+      add_present(m, u, first, to, segments);
+    } else {
+      if (!runs)
+        runs = head_lower_runs(m->image->head, u->number, &ret);
+      if (!runs)
+        return ret;
+      add_runs(m, runs, page + first, page + to, segments);
+    }
+    first = to;
+  }
+  return 0;
+}
+
+/* ---- Coarser units ---- */
+
+/* All lower pages are one kind; pages that the head has stay. */
+static void make_fill(GArray *segments, unsigned from)
+{
+  unsigned to = from;
+
+  for (unsigned i = from; i < segments->len; i++) {
+    struct segment s = g_array_index(segments, struct segment, i);
+    struct segment *last = to ? &g_array_index(segments, struct segment, to - 1) : NULL;
+
+    if (s.kind != SEGMENT_SHARED || s.layer) {
+      s.kind = SEGMENT_FILL;
+      s.layer = NULL;
+      s.offset = 0;
+    }
+    if (last && s.kind == SEGMENT_FILL && last->kind == SEGMENT_FILL && last->page + last->count == s.page)
+      last->count += s.count;
+    else
+      g_array_index(segments, struct segment, to++) = s;
+  }
+  g_array_set_size(segments, to);
+}
+
+/* All pages become present; space is kept for those that were not, unless holes raise events or the
+ * file system fills them. */
+static int join_unit(struct pcow_mapping *m, struct unit *u, uint64_t pages, GArray *segments)
+{
+  struct head *h = m->image->head;
+  struct head_counts counts = { 0, 0 };
+  bool reserve = m->guarded && !m->tmpfs;
+  int ret = head_publish(h, u, 0, pages, reserve ? HEAD_RESERVE : 0, &counts);
+
+  if (ret == 0 && reserve)
+    ret = head_reserve_present(h, u, 0, pages);
+  if (ret == 0)
+    ret = head_settle_unit(h, u);
+  m->copied += counts.copied;
+  m->reserved += counts.reserved;
+  m->merges++;
+  add(segments, map_unit_first(m, u->number), pages,
+      m->guarded && m->tmpfs ? SEGMENT_DENSE : SEGMENT_SHARED, NULL,
+      ret ? 0 : head_page_offset(h, u, 0));
+  return ret;
+}
+
+static int by_unit(const void *a, const void *b)
+{
+  const struct unit_cost *x = a, *y = b;
+
+  return x->unit < y->unit ? -1 : x->unit > y->unit;
+}
+
+static int by_pieces(const void *a, const void *b)
+{
+  const struct unit_cost *x = a, *y = b;
+
+  return x->pieces > y->pieces ? -1 : x->pieces < y->pieces;
+}
+
+/* Chooses the units that get coarser, most fragmented first, until ROOM more VMAs are enough. */
+static void choose(struct plan *p, int64_t room)
+{
+  struct unit_cost *costs = (struct unit_cost *)(void *)p->costs->data;
+  int64_t need = (int64_t)p->segments->len;
+
+  qsort(costs, p->costs->len, sizeof(*costs), by_pieces);
+  for (unsigned i = 0; need > room && i < p->costs->len; i++) {
+    uint32_t left = costs[i].shared ? 2 * costs[i].shared + 1 : 0;
+
+    if (costs[i].pieces > left + left / 2) {
+      need -= (int64_t)(costs[i].pieces - left);
+      costs[i].policy = POLICY_FILL;
+      costs[i].pieces = left;
+    }
+  }
+  if (p->m->writable && need > room)
+    qsort(costs, p->costs->len, sizeof(*costs), by_pieces);
+  for (unsigned i = 0; p->m->writable && need > room && i < p->costs->len; i++)
+    if (costs[i].pieces > 1) {
+      need -= costs[i].pieces - 1;
+      costs[i].policy = POLICY_JOIN;
+    }
+  qsort(costs, p->costs->len, sizeof(*costs), by_unit);
+}
+
+static enum policy policy_of(const struct plan *p, uint64_t unit)
+{
+  struct unit_cost key = { .unit = unit };
+  const struct unit_cost *found =
+    p->chosen ? bsearch(&key, p->costs->data, p->costs->len, sizeof(key), by_unit) : NULL;
+
+  return found ? found->policy : POLICY_RUNS;
+}
+
+/* Notes what the unit costs, or makes it as coarse as was chosen. FROM: its first segment. */
+static void weigh(struct plan *p, uint64_t unit, unsigned from)
+{
+  struct unit_cost cost = { .unit = unit };
+
+  if (p->chosen) {
+    if (policy_of(p, unit) == POLICY_FILL)
+      make_fill(p->segments, from);
+    return;
+  }
+  for (unsigned i = from; i < p->segments->len; i++) {
+    const struct segment *s = &g_array_index(p->segments, struct segment, i);
+
+    cost.pieces++;
+    cost.shared += s->kind == SEGMENT_SHARED && !s->layer;
+  }
+  if (cost.pieces)
+    g_array_append_val(p->costs, cost);
+}
+
+static int build_unit(struct plan *p, uint64_t unit, uint64_t first, uint64_t end)
+{
+  struct pcow_mapping *m = p->m;
+  unsigned from = p->segments->len;
+  int ret = 0;
+
+  if (m->writable) {
+    struct unit *u = head_lock_unit(m->image->head, unit, &ret);
+
+    if (!u)
+      return ret;
+    if (policy_of(p, unit) == POLICY_JOIN && first == 0)
+      ret = join_unit(m, u, end, p->segments);
+    else
+      ret = plan_unit(m, u, first, end, p->segments);
+    head_unlock_unit(m->image->head, u);
+  } else {
+    g_autoptr(GArray) runs = image_runs(m->image, unit, &ret);
+
+    if (runs)
+      add_runs(m, runs, map_unit_first(m, unit) + first, map_unit_first(m, unit) + end, p->segments);
+  }
+  if (ret == 0)
+    weigh(p, unit, from);
+  return ret;
+}
+
+static int build(struct plan *p)
+{
+  int ret = 0;
+
+  g_array_set_size(p->segments, 0);
+  for (uint64_t page = p->first; ret == 0 && page < p->end;) {
+    uint64_t unit = page >> p->m->unit_shift;
+    uint64_t first = page - map_unit_first(p->m, unit);
+    uint64_t end = MIN(p->end - map_unit_first(p->m, unit), p->m->unit_pages);
+
+    ret = build_unit(p, unit, first, end);
+    page += end - first;
+  }
+  return ret;
+}
+
+/* ---- Laying out ---- */
+
+static int place(struct pcow_mapping *m, const struct segment *s, int prot, int flags, int fd)
+{
+  if (mmap(map_address(m, s->page), s->count * PAGE_BYTES, prot, flags | MAP_FIXED, fd,
+           fd < 0 ? 0 : (off_t)s->offset) != MAP_FAILED)
+    return 0;
+  return fail_errno(errno, "%s: cannot map %" PRIu64 " bytes at offset %" PRIu64 " of the image%s",
+                    m->image->path, s->count * PAGE_BYTES, s->page * PAGE_BYTES,
+                    errno == ENOMEM ? " (is vm.max_map_count reached?)" : "");
+}
+
+static int place_anonymous(struct pcow_mapping *m, const struct segment *s)
+{
+  return place(m, s, m->writable ? PROT_READ | PROT_WRITE : PROT_READ,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+}
+
+static int place_file(struct pcow_mapping *m, const struct segment *s)
+{
+  int fd, ret;
+
+  if (m->writable && s->kind != SEGMENT_PRIVATE)
+    return place(m, s, PROT_READ | PROT_WRITE, m->shared_flags, m->image->store->fd);
+  fd = layer_fd_get(s->layer);
+  if (fd < 0)
+    return fd;
+  /* Private and writable even where nobody writes: protection wants memory that could be written. */
+  ret = m->writable ? place(m, s, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd)
+                    : place(m, s, PROT_READ, MAP_SHARED, fd);
+  layer_fd_put(s->layer);
+  return ret;
+}
+
+static int cannot_track(const struct pcow_mapping *m, int error)
+{
+  return fail_errno(-error, "%s: cannot track writes to the mapping", m->image->path);
+}
+
+static int arm_pending(struct plan *p)
+{
+  struct pcow_mapping *m = p->m;
+  int ret = 0;
+
+  if (p->arm_from < p->arm_to)
+    ret = uffd_register(m->uffd, map_address(m, p->arm_from), (p->arm_to - p->arm_from) * PAGE_BYTES, UFFD_WP);
+  if (ret == 0 && p->arm_from < p->arm_to)
+    ret = uffd_protect(m->uffd, map_address(m, p->arm_from), (p->arm_to - p->arm_from) * PAGE_BYTES);
+  p->arm_from = p->arm_to = 0;
+  return ret ? cannot_track(m, ret) : 0;
+}
+
+static int make_lazy(struct pcow_mapping *m, const struct segment *s)
+{
+  int ret = uffd_register(m->uffd, map_address(m, s->page), s->count * PAGE_BYTES, UFFD_MISSING);
+
+  if (ret)
+    return cannot_track(m, ret);
+  for (uint64_t at = s->page; at < s->page + s->count;) {
+    uint64_t to = MIN((at / LAZY_CHUNK_PAGES + 1) * LAZY_CHUNK_PAGES, s->page + s->count);
+    struct lazy z = { at, to, 0 };
+
+    g_array_append_val(m->lazies, z);
+    m->lazy_left++;
+    at = to;
+  }
+  return 0;
+}
+
+static int lay_zero(struct plan *p, const struct segment *s)
+{
+  struct pcow_mapping *m = p->m;
+  uint64_t length = s->count * PAGE_BYTES;
+  int ret = place_anonymous(m, s);
+
+  if (ret || !m->writable)
+    return ret;
+  if (length > m->eager_left && length >= LAZY_LEAST_BYTES)
+    return make_lazy(m, s);
+  m->eager_left -= MIN(m->eager_left, length);
+  if (m->huge_zero && length >= HUGE_BYTES) {
+    ret = area_arm_memory(m, map_address(m, s->page), length);
+    return ret ? cannot_track(m, ret) : 0;
+  }
+  if (p->arm_to != s->page) {
+    ret = arm_pending(p);
+    p->arm_from = s->page;
+  }
+  p->arm_to = s->page + s->count;
+  return ret;
+}
+
+/* Where events are not permitted a read-only map can still copy what it cannot map. */
+static int copy_now(struct pcow_mapping *m, const struct segment *s)
+{
+  uint64_t chunk = FILL_BUFFER / PAGE_BYTES;
+  int ret = place(m, s, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+
+  for (uint64_t at = s->page, end = s->page + s->count; ret == 0 && at < end;) {
+    uint64_t unit = at >> m->unit_shift;
+    uint64_t to = MIN(MIN(end, at + chunk), map_unit_first(m, unit + 1));
+
+    ret = filling_bytes(m, NULL, unit, at - map_unit_first(m, unit), to - at, map_address(m, at));
+    at = to;
+  }
+  if (ret == 0)
+    mprotect(map_address(m, s->page), s->count * PAGE_BYTES, PROT_READ);
+  return ret;
+}
+
+static int lay_fill(struct pcow_mapping *m, const struct segment *s)
+{
+  int ret;
+
+  if (m->uffd < 0)
+    return copy_now(m, s);
+  ret = place_anonymous(m, s);
+  if (ret)
+    return ret;
+  ret = uffd_register(m->uffd, map_address(m, s->page), s->count * PAGE_BYTES,
+                      m->writable ? UFFD_MISSING | UFFD_WP : UFFD_MISSING);
+  return ret ? cannot_track(m, ret) : 0;
+}
+
+/* Sets the bits of every unit that the segment covers. */
+static void note(struct pcow_mapping *m, const struct segment *s)
+{
+  uint64_t end = s->page + s->count;
+
+  for (uint64_t at = s->page; at < end;) {
+    uint64_t unit = at >> m->unit_shift, zero = map_unit_first(m, unit);
+    uint64_t to = MIN(end, zero + m->unit_pages);
+    struct map_unit *mu;
+
+    /* A unit in the middle of zeros needs nothing. */
+    if (s->kind == SEGMENT_ZERO && at == zero && to == zero + m->unit_pages) {
+      at = to;
+      continue;
+    }
+    mu = map_unit_get(m, unit);
+    if (s->kind == SEGMENT_SHARED && m->writable)
+      map_unit_set(m, &mu->writable, at - zero, to - zero);
+    else if (s->kind == SEGMENT_FILL && m->uffd >= 0)
+      map_unit_set(m, &mu->fill, at - zero, to - zero);
+    else if (s->kind == SEGMENT_DENSE)
+      map_unit_set(m, &mu->dense, at - zero, to - zero);
+    if (m->writable && at == s->page)
+      map_unit_set(m, &mu->edges, at - zero, at - zero + 1);
+    at = to;
+  }
+}
+
+static int lay(struct plan *p, const struct segment *s)
+{
+  struct pcow_mapping *m = p->m;
+  int ret = 0;
+
+  switch (s->kind) {
+  case SEGMENT_ZERO:
+    ret = lay_zero(p, s);
+    break;
+  case SEGMENT_PRIVATE:
+    ret = place_file(m, s);
+    if (ret == 0 && p->arm_to != s->page) {
+      ret = arm_pending(p);
+      p->arm_from = s->page;
+    }
+    p->arm_to = s->page + s->count;
+    break;
+  case SEGMENT_FILL:
+    ret = lay_fill(m, s);
+    break;
+  case SEGMENT_SHARED:
+    ret = place_file(m, s);
+    break;
+  case SEGMENT_DENSE:
+    ret = place_file(m, s);
+    if (ret == 0)
+      ret = uffd_register(m->uffd, map_address(m, s->page), s->count * PAGE_BYTES, UFFD_MISSING);
+    if (ret < 0)
+      ret = cannot_track(m, ret);
+    break;
+  }
+  if (ret == 0)
+    note(m, s);
+  return ret;
+}
+
+/* Filling a read-only map needs events. Where they are not permitted, lay_fill() copies. */
+static void want_events(struct plan *p)
+{
+  for (unsigned i = 0; i < p->costs->len && p->m->uffd < 0; i++)
+    if (g_array_index(p->costs, struct unit_cost, i).policy == POLICY_FILL) {
+      p->m->uffd = uffd_open(0, p->m->image->path);
+      break;
+    }
+}
+
+int plan_apply(struct pcow_mapping *m, uint64_t first, uint64_t end)
+{
+  struct plan p = { .m = m, .first = first, .end = end };
+  int64_t room;
+  int ret;
+
+  if (first >= end)
+    return 0;
+  p.segments = g_array_new(FALSE, FALSE, sizeof(struct segment));
+  p.costs = g_array_new(FALSE, FALSE, sizeof(struct unit_cost));
+  vmabudget_count();
+  room = vmabudget_room();
+  ret = build(&p);
+  if (ret == 0 && (int64_t)p.segments->len > room) {
+    choose(&p, room);
+    p.chosen = true;
+    ret = build(&p);
+    if (ret == 0 && !m->writable)
+      want_events(&p);
+  }
+  for (unsigned i = 0; ret == 0 && i < p.segments->len; i++)
+    ret = lay(&p, &g_array_index(p.segments, struct segment, i));
+  if (ret == 0)
+    ret = arm_pending(&p);
+  if (ret == 0)
+    madvise(map_address(m, first), (end - first) * PAGE_BYTES, MADV_DONTFORK);
+  g_array_unref(p.segments);
+  g_array_unref(p.costs);
+  vmabudget_count();
+  return ret;
+}

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A mapping: what each page of the range is mapped from, and who may change that. Private to map.c,
+ * mapplan.c, area.c, fault.c, filling.c, merge.c and maplive.c.
+ *
+ * A page is in one of these states; only the last two can be stored to without an event:
+ *
+ *   armed      private memory (of a lower file on tmpfs, or zeros), write-protected: reading costs no
+ *              event, the first write raises one
+ *   lazy       zeros far out in a large range, registered MISSING: the first access to the chunk arms it
+ *   fill       anonymous memory, MISSING and write-protected: filled with what lies beneath when it is
+ *              read, dropped when there is too much of it
+ *   dense      shared from the head's slot, registered MISSING: a hole raises an event and gets space
+ *   writable   shared from the head's slot, with a block beneath it
+ *
+ * What is stored to is mapped from the slot alone: pages become present durably, then mapped shared.
+ * Nothing that is armed is ever unprotected in place: writers could slip between two steps.
+ *
+ * Locks, in this order: image->lock (shared) → the unit → lazy_lock → lock. Bits of a unit change under
+ * the unit's lock, or with the image lock held exclusively. The handler thread waits for neither: faults
+ * for which it cannot have both at once it hands to the worker. It moves no regions either, because
+ * mremap(2) of a registered region waits until the handler has read the event; worker and callers do.
+ */
+#ifndef PCOW_MAPSTATE_H
+#define PCOW_MAPSTATE_H
+
+#include "image.h"
+
+#include <stdatomic.h>
+
+#define HUGE_BYTES (UINT64_C(2) << 20)
+#define FILL_BUFFER (UINT64_C(1) << 20)
+#define STREAMS 8u
+
+/* On demand; bits of the unit's pages, NULL: none set. */
+struct map_unit {
+  uint64_t *writable;
+  uint64_t *dense;
+  uint64_t *fill;
+  uint64_t *resident;           /* of fill: there is a clean copy */
+  uint64_t *edges;              /* a VMA begins at the page; one bit more than pages: ends with the unit */
+};
+
+/* Zeros not armed yet; pages of the mapping. */
+struct lazy {
+  uint64_t first, end;
+  gint armed;
+};
+
+/* First writes, or fills, that follow each other. */
+struct stream {
+  uint64_t next;                /* page that would continue it */
+  uint64_t window;              /* pages taken last */
+  uint64_t used;
+};
+
+struct fault {
+  uint64_t page;                /* of the mapping */
+  bool write;
+};
+
+struct pcow_mapping {
+  struct pcow_image *image;
+  bool writable;
+  bool guarded;                 /* pages get space before they can be stored to */
+  bool tmpfs;                   /* the head's file is on tmpfs: its shared pages can be protected */
+  bool own_address;             /* the range was reserved by the library */
+  int shared_flags;             /* of mmap(2) for the head's file */
+  bool populate;                /* page tables are worth filling at once */
+  bool huge_zero;
+  bool adaptive;                /* the granule grows with sequential writes */
+  int uffd;                     /* -1: none (read-only) */
+  int void_fd;                  /* an empty file, whose pages are SIGBUS */
+  uint8_t *base;
+  uint64_t reserve;             /* bytes of address space */
+  _Atomic uint64_t size;        /* bytes of it that are mapped */
+  unsigned unit_shift;          /* pages of a unit as a power of two */
+  uint64_t unit_pages;
+  uint64_t granule;             /* pages */
+  uint64_t dram_limit;          /* pages */
+  struct map_unit **units;
+  uint64_t unit_count;
+  pcow_nospace_fn nospace;
+  void *opaque;
+
+  uint64_t eager_left;          /* bytes of zeros that may still be armed at once */
+  GMutex lazy_lock;             /* arming */
+  GArray *lazies;               /* of struct lazy, sorted; changes with the image lock held exclusively */
+  gint lazy_left;
+
+  bool threads;
+  atomic_bool stopping;
+  pthread_t handler, worker;
+  uint8_t *stop_page;           /* an access to it ends the handler */
+
+  GMutex lock;                  /* all below */
+  GCond work;
+  GQueue queue;                 /* struct fault for the worker */
+  GArray *held;                 /* uint64_t pages whose writers wait for space */
+  bool told;                    /* the callback was called for them */
+  GArray *lost;                 /* uint64_t pages that give SIGBUS */
+  GQueue fills;                 /* clean copies, oldest first: page << 16 | count in a pointer */
+  struct stream streams[STREAMS];
+  uint64_t clock;
+
+  uint64_t merge_pages;         /* worker: size of regions that are merged now */
+  uint64_t merge_unit;          /* worker: unit to look at next */
+  int64_t merge_pause;          /* room below which merging, which found nothing, is tried again */
+
+  _Atomic uint64_t faults, write_faults, fill_faults, duplicates, copied, reserved, dram_pages, merges;
+};
+
+static inline uint8_t *map_address(const struct pcow_mapping *m, uint64_t page)
+{
+  return m->base + page * PAGE_BYTES;
+}
+
+static inline uint64_t map_pages(const struct pcow_mapping *m) { return m->size >> PAGE_SHIFT; }
+
+static inline uint64_t map_unit_first(const struct pcow_mapping *m, uint64_t unit)
+{
+  return unit << m->unit_shift;
+}
+
+static inline bool map_test(const uint64_t *bits, uint64_t page) { return bits && bits_test(bits, page); }
+
+/* As bits_find() for a bitmap that may be missing. */
+static inline uint64_t map_find(const uint64_t *bits, uint64_t first, uint64_t end, bool value)
+{
+  return bits ? bits_find(bits, first, end, value) : value ? end : first;
+}
+
+/* ---- area.c: what is mapped; bits are kept up to date ---- */
+
+struct map_unit *map_unit_get(struct pcow_mapping *m, uint64_t unit);
+void map_unit_set(struct pcow_mapping *m, uint64_t **bits, uint64_t first, uint64_t end);
+void map_unit_free_all(struct pcow_mapping *m);
+
+/* Pages [first, end) of a unit are one VMA now. */
+void area_note(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end, bool joins_left,
+               bool joins_right);
+/* They lost all their states. */
+void area_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end);
+
+/* Present, durable and backed pages are mapped from the slot. -ENOMEM: too many VMAs. Any thread. */
+int area_share(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
+
+/* Writes back the cache lines of pages that are mapped from the slot. Owed: a fence. */
+int area_write_back(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
+
+/* The following move a region over running writers: not on the handler thread. */
+int area_zero(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end);
+int area_fill(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end);
+/* All pages are present. One VMA; -ENOTSUP never. */
+int area_join(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
+
+/* The lazy chunk that holds PAGE and is not armed, or NULL. */
+struct lazy *area_lazy(struct pcow_mapping *m, uint64_t page);
+int area_arm_lazy(struct pcow_mapping *m, struct lazy *z);
+/* Arms all lazy chunks in pages [first, end) of the mapping. */
+int area_arm_range(struct pcow_mapping *m, uint64_t first, uint64_t end);
+/* Cuts pages [*first, *end) of the unit, which hold PAGE, down to what is not lazy. */
+void area_trim_lazy(struct pcow_mapping *m, uint64_t unit, uint64_t page, uint64_t *first, uint64_t *end);
+
+/* Prepares fresh memory of zeros: makes reading cheap, registers and protects it. */
+int area_arm_memory(struct pcow_mapping *m, uint8_t *address, uint64_t length);
+
+/* PAGE of the mapping gives SIGBUS from now on. LOCKED: its unit is. */
+void area_lose(struct pcow_mapping *m, uint64_t page, bool locked);
+
+/* ---- mapplan.c: what should be mapped ---- */
+
+enum segment_kind { SEGMENT_ZERO, SEGMENT_PRIVATE, SEGMENT_FILL, SEGMENT_SHARED, SEGMENT_DENSE };
+
+struct segment {
+  uint64_t page, count;         /* of the mapping */
+  enum segment_kind kind;
+  struct layer *layer;          /* PRIVATE, SHARED (NULL: the head's own file) */
+  uint64_t offset;
+};
+
+/* Lays out pages [first, end) of the mapping, which nobody may access yet. Image lock exclusive. */
+int plan_apply(struct pcow_mapping *m, uint64_t first, uint64_t end);
+
+/* Appends what pages [first, end) of a locked unit consist of. */
+int plan_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end, GArray *segments);
+
+/* ---- fault.c ---- */
+
+int fault_start(struct pcow_mapping *m);
+void fault_stop(struct pcow_mapping *m);
+
+/* Pages [first, end) taken for a sequential stream that PAGE may continue, LIMIT the most; pages of the
+ * mapping. */
+uint64_t fault_window(struct pcow_mapping *m, uint64_t page, uint64_t least, uint64_t most, unsigned factor);
+void fault_window_used(struct pcow_mapping *m, uint64_t page, uint64_t end);
+
+/* ---- filling.c: clean copies of lower pages ---- */
+
+/* PAGE of a locked unit (U is NULL for read-only maps) lies in a fill region and is absent: brings it
+ * and some after it. -EAGAIN when a region is being moved: not PATIENT, try again later. */
+int filling_read(struct pcow_mapping *m, struct unit *u, uint64_t unit, uint64_t page, uint8_t *buffer,
+                 bool patient);
+
+/* Reads pages of the view: of a read-only map, or what lies in the locked unit. */
+int filling_bytes(struct pcow_mapping *m, struct unit *u, uint64_t unit, uint64_t page, uint64_t count,
+                  uint8_t *buffer);
+
+/* ---- merge.c: fewer VMAs. Worker and callers only ---- */
+
+/* Merges while the process has too many VMAs. No unit may be locked. */
+void merge_relieve(struct pcow_mapping *m);
+/* The locked unit becomes one VMA. */
+int merge_unit(struct pcow_mapping *m, struct unit *u);
+
+#endif

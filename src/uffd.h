@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * userfaultfd(2) and PAGEMAP_SCAN: thin wrappers that give -errno and no message, except uffd_open().
+ * Constants that older kernel headers lack are defined here.
+ *
+ * While a registered region is moved by mremap(2) and the event has not been read, copying and
+ * protecting fail with -EAGAIN. uffd_protect() tries again until it succeeds, so the thread that
+ * reads the events must not call it.
+ */
+#ifndef PCOW_UFFD_H
+#define PCOW_UFFD_H
+
+#include <linux/userfaultfd.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifndef UFFD_FEATURE_WP_UNPOPULATED
+#define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
+#endif
+
+/* Protects memory that has no page yet, too; tells of moved regions. */
+#define UFFD_FEATURES_WRITE (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | \
+                             UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
+                             UFFD_FEATURE_WP_UNPOPULATED)
+
+/* A descriptor with FEATURES, blocking. PATH is the image's, for the message: -EPERM where it is not
+ * permitted, -ENOTSUP where the kernel lacks the features. */
+int uffd_open(uint64_t features, const char *path);
+
+#define UFFD_MISSING UFFDIO_REGISTER_MODE_MISSING
+#define UFFD_WP UFFDIO_REGISTER_MODE_WP
+
+int uffd_register(int fd, void *address, uint64_t length, uint64_t mode);
+
+/* Write-protects pages, absent ones included. */
+int uffd_protect(int fd, void *address, uint64_t length);
+
+/* Fills absent pages, protected against writing with PROTECT, and wakes. *DONE: bytes filled, also on
+ * failure (-EAGAIN: a region is being moved, -EEXIST: a page is there). */
+int uffd_copy(int fd, void *address, const void *source, uint64_t length, bool protect, uint64_t *done);
+
+/* One page of zeros where none is, and wakes. */
+void uffd_zero(int fd, void *address, uint64_t length);
+
+/* Who waits in the range tries again. */
+void uffd_wake(int fd, void *address, uint64_t length);
+
+/* Whether reading untouched anonymous memory maps the huge zero page (and not 2 MiB of memory, and not
+ * page by page): then MADV_POPULATE_READ before protecting is many times cheaper than markers. */
+bool uffd_probe_huge_zero(void);
+
+#endif
