@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * pcow-img info: what an image says of itself. It takes no lock and opens no base, so that it works on
+ * images in use and on overlays whose base is gone.
+ */
+#include "command.h"
+#include "naming.h"
+#include "output.h"
+#include "report.h"
+#include "sizes.h"
+#include "snapshot.h"
+#include "source.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define CHAIN_MAX 1024 /* layers beneath an image, as in the library */
+
+/* One layer of a chain. Only the one that is being described is open. */
+struct layer {
+  char *path;     /* as it is opened */
+  char *snapshot; /* at which it is read; NULL: the head */
+  enum pcow_format format;
+  uint64_t virtual_size;
+  uint64_t actual_size;
+  /* For pcow: */
+  pcow_image *image;
+  struct pcow_info info; /* its strings belong to the image */
+  GPtrArray *snapshots;
+  char *base_snapshot; /* at which the base is read: a name, or "#ID"; NULL: its head */
+};
+
+static void layer_free(struct layer *layer)
+{
+  if (layer->snapshots)
+    g_ptr_array_unref(layer->snapshots);
+  pcow_close(layer->image);
+  g_free(layer->path);
+  g_free(layer->snapshot);
+  g_free(layer->base_snapshot);
+  g_free(layer);
+}
+
+struct lookup {
+  uint32_t id;
+  char *name;
+};
+
+static int on_lookup(void *opaque, const struct pcow_snapshot_info *info)
+{
+  struct lookup *lookup = opaque;
+
+  if (info->id != lookup->id)
+    return 0;
+  lookup->name = g_strdup(info->name);
+  return 1;
+}
+
+/* The snapshot that the base is read at. The image has recorded its id only, so this asks the base. */
+static char *base_snapshot_name(const struct pcow_info *info)
+{
+  struct pcow_open_options options = PCOW_INIT(options);
+  pcow_image *base = NULL;
+  char *name = NULL;
+
+  if (info->base_format != PCOW_FORMAT_PCOW || info->base_epoch == 0)
+    return NULL;
+  options.flags = PCOW_OPEN_INFO;
+  if (pcow_open(info->base_path, &options, &base) == 0) {
+    struct lookup lookup = { .id = info->base_epoch };
+
+    pcow_snapshot_list(base, on_lookup, &lookup);
+    name = lookup.name;
+  }
+  pcow_close(base);
+  return name ? name : g_strdup_printf("#%" G_GUINT32_FORMAT, info->base_epoch);
+}
+
+static int open_raw(struct layer *layer)
+{
+  struct source *source = NULL;
+  struct stat st;
+
+  if (stat(layer->path, &st))
+    return report_errno(errno, "%s", layer->path);
+  if (source_open(layer->path, NULL, PCOW_FORMAT_RAW, &source))
+    return COMMAND_FAILED;
+  layer->virtual_size = source_size(source);
+  layer->actual_size = (uint64_t)st.st_blocks * 512;
+  source_close(source);
+  return 0;
+}
+
+static int open_pcow(struct layer *layer)
+{
+  struct pcow_open_options options = PCOW_INIT(options);
+
+  layer->info = (struct pcow_info)PCOW_INIT(layer->info);
+  options.flags = PCOW_OPEN_INFO;
+  if (pcow_open(layer->path, &options, &layer->image) || pcow_get_info(layer->image, &layer->info))
+    return report_library();
+  layer->actual_size = layer->info.allocated_size;
+  layer->snapshots = snapshot_list(layer->image);
+  if (!layer->snapshots)
+    return COMMAND_FAILED;
+  layer->base_snapshot = base_snapshot_name(&layer->info);
+  if (!layer->snapshot) {
+    layer->virtual_size = layer->info.virtual_size;
+    return 0;
+  }
+  for (guint i = 0; i < layer->snapshots->len; i++) {
+    const struct snapshot *s = g_ptr_array_index(layer->snapshots, i);
+
+    if (strcmp(s->info.name, layer->snapshot) == 0) {
+      layer->virtual_size = s->info.virtual_size;
+      return 0;
+    }
+  }
+  return report_fail("%s: has no snapshot '%s'", layer->path, layer->snapshot);
+}
+
+static const char *durability_name(uint32_t durability)
+{
+  return durability == PCOW_STORE_DURABLE ? "store-durable" : "flush-durable";
+}
+
+static char *format_uuid(const uint8_t *uuid)
+{
+  g_autofree char *hex = output_hex(uuid, 16);
+
+  return g_strdup_printf("%.8s-%.4s-%.4s-%.4s-%s", hex, hex + 8, hex + 12, hex + 16, hex + 20);
+}
+
+static char *format_tag(const struct pcow_info *info)
+{
+  return g_strdup_printf("%" G_GUINT64_FORMAT "-%016" G_GINT64_MODIFIER "x", info->content_tag[0],
+                         info->content_tag[1]);
+}
+
+/* ---- For people ---- */
+
+static void print_base(const struct layer *layer)
+{
+  const struct pcow_info *info = &layer->info;
+
+  if (!info->base)
+    return;
+  output_printf("backing file: %s", info->base);
+  if (info->base_path && strcmp(info->base, info->base_path) != 0)
+    output_printf(" (actual path: %s)", info->base_path);
+  output_printf("\nbacking file format: %s\n", naming_format_name(info->base_format));
+  if (layer->base_snapshot)
+    output_printf("backing snapshot: %s\n", layer->base_snapshot);
+}
+
+static void print_pcow(const struct layer *layer)
+{
+  const struct pcow_info *info = &layer->info;
+  g_autofree char *uuid = format_uuid(info->uuid);
+  g_autofree char *tag = format_tag(info);
+
+  output_printf("unit_size: %" G_GUINT64_FORMAT "\n", info->unit_size);
+  print_base(layer);
+  snapshot_print_table(layer->snapshots);
+  output_printf("Format specific information:\n"
+                "    format version: %" G_GUINT32_FORMAT "\n"
+                "    durability: %s%s\n"
+                "    closed cleanly: %s\n"
+                "    deletions pending: %s\n"
+                "    uuid: %s\n"
+                "    content tag: %s\n"
+                "    commits: %" G_GUINT64_FORMAT "\n"
+                "    slots, high-water mark: %" G_GUINT64_FORMAT "\n",
+                info->format_version, durability_name(info->durability),
+                info->durability == PCOW_STORE_DURABLE ? "" : " (the file system is not DAX)",
+                info->flags & PCOW_INFO_DIRTY ? "no, or in use" : "yes",
+                info->flags & PCOW_INFO_PENDING ? "yes" : "no", uuid, tag, info->sequence, info->slot_count);
+}
+
+static void print_layer(const struct layer *layer)
+{
+  g_autofree char *virtual_text = sizes_format(layer->virtual_size);
+  g_autofree char *disk_text = sizes_format(layer->actual_size);
+
+  output_printf("image: %s\n", layer->path);
+  if (layer->snapshot)
+    output_printf("snapshot: %s\n", layer->snapshot);
+  output_printf("file format: %s\nvirtual size: %s (%" G_GUINT64_FORMAT " bytes)\ndisk size: %s\n",
+                naming_format_name(layer->format), virtual_text, layer->virtual_size, disk_text);
+  if (layer->image)
+    print_pcow(layer);
+}
+
+/* ---- For programs ---- */
+
+static void build_base(JsonBuilder *builder, const struct layer *layer)
+{
+  const struct pcow_info *info = &layer->info;
+
+  if (!info->base)
+    return;
+  output_member_text(builder, "backing-filename", info->base);
+  output_member_text(builder, "full-backing-filename", info->base_path);
+  output_member_text(builder, "backing-filename-format", naming_format_name(info->base_format));
+  output_member_text(builder, "backing-snapshot", layer->base_snapshot);
+}
+
+static void build_pcow(JsonBuilder *builder, const struct layer *layer)
+{
+  const struct pcow_info *info = &layer->info;
+  g_autofree char *uuid = format_uuid(info->uuid);
+  g_autofree char *tag = format_tag(info);
+
+  output_member_number(builder, "unit-size", info->unit_size);
+  output_member_flag(builder, "dirty-flag", (info->flags & PCOW_INFO_DIRTY) != 0);
+  build_base(builder, layer);
+  json_builder_set_member_name(builder, "snapshots");
+  snapshot_build_json(builder, layer->snapshots);
+
+  json_builder_set_member_name(builder, "format-specific");
+  json_builder_begin_object(builder);
+  output_member_text(builder, "type", "pcow");
+  json_builder_set_member_name(builder, "data");
+  json_builder_begin_object(builder);
+  output_member_number(builder, "format-version", info->format_version);
+  output_member_text(builder, "durability", durability_name(info->durability));
+  output_member_flag(builder, "deletions-pending", (info->flags & PCOW_INFO_PENDING) != 0);
+  output_member_text(builder, "uuid", uuid);
+  output_member_text(builder, "content-tag", tag);
+  output_member_number(builder, "commits", info->sequence);
+  output_member_number(builder, "slots", info->slot_count);
+  json_builder_end_object(builder);
+  json_builder_end_object(builder);
+}
+
+static void build_layer(JsonBuilder *builder, const struct layer *layer)
+{
+  json_builder_begin_object(builder);
+  output_member_number(builder, "schema-version", OUTPUT_SCHEMA_VERSION);
+  output_member_text(builder, "filename", layer->path);
+  output_member_text(builder, "snapshot", layer->snapshot);
+  output_member_text(builder, "format", naming_format_name(layer->format));
+  output_member_number(builder, "virtual-size", layer->virtual_size);
+  output_member_number(builder, "actual-size", layer->actual_size);
+  if (layer->image)
+    build_pcow(builder, layer);
+  json_builder_end_object(builder);
+}
+
+/* ---- The chain ---- */
+
+/* Opens a layer that is not among SEEN, a set of files. A file has one base only, so one that comes
+ * twice comes for ever. */
+static int layer_open(struct layer *layer, GHashTable *seen)
+{
+  struct stat st;
+
+  if (stat(layer->path, &st))
+    return report_errno(errno, "%s", layer->path);
+  if (!g_hash_table_add(seen, g_strdup_printf("%ju:%ju", (uintmax_t)st.st_dev, (uintmax_t)st.st_ino)))
+    return report_fail("%s: the chain of bases is a cycle, it comes back to this file", layer->path);
+  if (g_hash_table_size(seen) > CHAIN_MAX + 1)
+    return report_fail("%s: lies deeper in a chain of bases than %d layers", layer->path, CHAIN_MAX);
+  return layer->format == PCOW_FORMAT_RAW ? open_raw(layer) : open_pcow(layer);
+}
+
+/* The layer that LAYER rests on, in NEXT; NULL when it is the last one. */
+static int layer_next(const struct layer *layer, struct layer **next)
+{
+  const struct pcow_info *info = &layer->info;
+
+  *next = NULL;
+  if (!layer->image || !info->base)
+    return 0;
+  if (layer->base_snapshot && layer->base_snapshot[0] == '#')
+    return report_fail("%s: its base %s, or the snapshot %s of it, does not exist any more", layer->path,
+                       info->base_path, layer->base_snapshot);
+  *next = g_new0(struct layer, 1);
+  (*next)->path = g_strdup(info->base_path);
+  (*next)->snapshot = g_strdup(layer->base_snapshot);
+  (*next)->format = info->base_format;
+  return 0;
+}
+
+/* Describes LAYER, which ends, and with WHOLE_CHAIN what is beneath. BUILDER is NULL for people. */
+static int describe(struct layer *layer, gboolean whole_chain, JsonBuilder *builder)
+{
+  g_autoptr(GHashTable) seen = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+  int rc = 0;
+
+  for (struct layer *next = NULL; layer; layer = next) {
+    rc = layer_open(layer, seen);
+    if (rc == 0 && builder)
+      build_layer(builder, layer);
+    if (rc == 0 && !builder) {
+      output_printf("%s", g_hash_table_size(seen) > 1 ? "\n" : "");
+      print_layer(layer);
+    }
+    next = NULL;
+    if (rc == 0 && whole_chain)
+      rc = layer_next(layer, &next);
+    layer_free(layer);
+  }
+  return rc;
+}
+
+int verb_info(struct command *command)
+{
+  gboolean whole_chain = FALSE;
+  const GOptionEntry entries[] = {
+    { "backing-chain", 0, 0, G_OPTION_ARG_NONE, &whole_chain, "Describe all its bases as well", NULL },
+    OPTION_OUTPUT(command),
+    OPTION_END,
+  };
+  g_autofree char *path = NULL, *snapshot = NULL;
+  g_autoptr(JsonBuilder) builder = NULL;
+  struct layer *layer;
+  int rc = command_parse(command, entries, 1, 1);
+
+  if (rc)
+    return rc;
+  if (naming_split(command->operands[0], NULL, &path, &snapshot))
+    return COMMAND_FAILED;
+  layer = g_new0(struct layer, 1);
+  layer->path = g_steal_pointer(&path);
+  layer->snapshot = g_steal_pointer(&snapshot);
+  layer->format = PCOW_FORMAT_PCOW;
+
+  builder = command->json ? json_builder_new() : NULL;
+  if (builder && whole_chain)
+    json_builder_begin_array(builder);
+  rc = describe(layer, whole_chain, builder);
+  if (rc == 0 && builder) {
+    if (whole_chain)
+      json_builder_end_array(builder);
+    output_json(g_steal_pointer(&builder));
+  }
+  return rc;
+}

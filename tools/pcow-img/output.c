@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Standard output, kept until the command has succeeded; see output.h.
+ */
+#include "output.h"
+
+#include "report.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+static GString *pending;
+
+static GString *buffer(void)
+{
+  if (!pending)
+    pending = g_string_new(NULL);
+  return pending;
+}
+
+void output_printf(const char *format, ...)
+{
+  va_list args;
+
+  va_start(args, format);
+  g_string_append_vprintf(buffer(), format, args);
+  va_end(args);
+}
+
+void output_json(JsonBuilder *builder)
+{
+  g_autoptr(JsonGenerator) generator = json_generator_new();
+  g_autoptr(JsonNode) root = json_builder_get_root(builder);
+
+  json_generator_set_pretty(generator, TRUE);
+  json_generator_set_indent(generator, 4);
+  json_generator_set_root(generator, root);
+  json_generator_to_gstring(generator, buffer());
+  g_string_append_c(buffer(), '\n');
+  g_object_unref(builder);
+}
+
+void output_member_text(JsonBuilder *builder, const char *key, const char *text)
+{
+  g_autofree char *valid = NULL;
+
+  if (!text)
+    return;
+  valid = g_utf8_make_valid(text, -1);
+  json_builder_set_member_name(builder, key);
+  json_builder_add_string_value(builder, valid);
+}
+
+void output_member_number(JsonBuilder *builder, const char *key, uint64_t number)
+{
+  json_builder_set_member_name(builder, key);
+  json_builder_add_int_value(builder, (gint64)number);
+}
+
+void output_member_flag(JsonBuilder *builder, const char *key, gboolean flag)
+{
+  json_builder_set_member_name(builder, key);
+  json_builder_add_boolean_value(builder, flag);
+}
+
+char *output_hex(const uint8_t *bytes, size_t length)
+{
+  GString *text = g_string_sized_new(2 * length);
+
+  for (size_t i = 0; i < length; i++)
+    g_string_append_printf(text, "%02x", bytes[i]);
+  return g_string_free(text, FALSE);
+}
+
+int output_finish(void)
+{
+  if (!pending)
+    return 0;
+  if (fwrite(pending->str, 1, pending->len, stdout) != pending->len || fflush(stdout))
+    return report_errno(errno, "standard output");
+  return 0;
+}
