@@ -58,11 +58,9 @@ static int make_durable(struct store *s, const struct superblock_state *state)
     if (ret == 0)
       ret = writeback_slots(s);
   }
-  if (ret == 0)
-    ret = persist_fence(s->p);
   /* Data of the ended session, too: its content tag stands for it, and may be kept. */
-  if (ret == 0 && s->sb.dirty)
-    ret = persist_sync(s->p);
+  if (ret == 0)
+    ret = s->sb.dirty ? persist_sync(s->p) : persist_fence(s->p);
   if (ret == 0 && !equal)
     ret = superblock_commit(s->p, s->path, &s->sb);
   return ret;
