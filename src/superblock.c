@@ -361,7 +361,7 @@ static int choose_first(struct persist *p, unsigned *first)
 int superblock_commit(struct persist *p, const char *path, struct superblock *sb)
 {
   struct pcow_disk_superblock disk;
-  unsigned first;
+  unsigned first = 0;
   int ret;
 
   (void)path;

@@ -41,10 +41,6 @@ extern "C" {
 #define PCOW_INIT(s) { .size = sizeof(s) }
 #endif
 
-#ifdef __GNUC__
-#pragma GCC visibility push(default)
-#endif
-
 #define PCOW_PAGE_SIZE 4096
 #define PCOW_NAME_MAX 255  /* longest snapshot name, bytes without terminator */
 #define PCOW_PATH_MAX 1023 /* longest base path, bytes without terminator */
@@ -376,10 +372,6 @@ int pcow_mapping_get_stats(pcow_mapping *mapping, struct pcow_mapping_stats *sta
 /* Ends the mapping. All stores must have ended. With a caller's address the range is left as an
  * inaccessible reservation. NULL: nothing. */
 int pcow_unmap(pcow_mapping *mapping);
-
-#ifdef __GNUC__
-#pragma GCC visibility pop
-#endif
 
 #ifdef __cplusplus
 }
