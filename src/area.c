@@ -309,13 +309,13 @@ int area_join(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t e
   return 0;
 }
 
-void area_lose(struct pcow_mapping *m, uint64_t page, bool locked)
+bool area_lose(struct pcow_mapping *m, uint64_t page, bool locked)
 {
   uint64_t unit = page >> m->unit_shift, at = page & (m->unit_pages - 1);
 
   if (mmap(map_address(m, page), PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, m->void_fd, 0) ==
       MAP_FAILED)
-    return;
+    return false;
   madvise(map_address(m, page), PAGE_BYTES, MADV_DONTFORK);
   if (locked) {
     struct map_unit *mu = map_unit_get(m, unit);
@@ -328,6 +328,7 @@ void area_lose(struct pcow_mapping *m, uint64_t page, bool locked)
   g_mutex_lock(&m->lock);
   g_array_append_val(m->lost, page);
   g_mutex_unlock(&m->lock);
+  return true;
 }
 
 /* ---- Lazy chunks ---- */

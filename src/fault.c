@@ -37,6 +37,7 @@ struct outcome {
   uint64_t first, end;          /* pages of the mapping to wake */
   int ret;
   bool later;                   /* for the worker */
+  bool held;                    /* until pcow_mapping_resume() */
 };
 
 /* ---- Sequences ---- */
@@ -245,16 +246,23 @@ static void hold(struct pcow_mapping *m, uint64_t page)
   tell = !m->told;
   m->told = true;
   g_mutex_unlock(&m->lock);
-  if (tell)
+  if (tell && m->nospace)
     m->nospace(m->opaque, m->image->path, page * PAGE_BYTES);
+  else if (tell)
+    log_message(PCOW_LOG_ERROR, "%s: a writer of the mapping at offset %" PRIu64 " is held: %s", m->image->path,
+                page * PAGE_BYTES, error_message());
+}
+
+/* The page cannot be served: its writer is held where there is somebody to make space, else it gets
+ * SIGBUS; held as well when even that takes one VMA too many. */
+static void give_up(struct pcow_mapping *m, uint64_t page, bool locked, struct outcome *o)
+{
+  bool space = o->ret == -ENOSPC || o->ret == -ENOMEM;
+
+  o->held = (m->nospace && space) || !area_lose(m, page, locked);
 }
 
 /* ---- One fault ---- */
-
-static bool is_hold(const struct pcow_mapping *m, int ret)
-{
-  return m->nospace && (ret == -ENOSPC || ret == -ENOMEM);
-}
 
 /* The unit is locked. */
 static void resolve(struct pcow_mapping *m, struct unit *u, const struct fault *f, uint8_t *buffer, bool patient,
@@ -290,8 +298,8 @@ static void resolve(struct pcow_mapping *m, struct unit *u, const struct fault *
   o->end += zero;
   if (o->ret == -EAGAIN)
     o->later = true;
-  else if (o->ret && !is_hold(m, o->ret))
-    area_lose(m, f->page, true);
+  else if (o->ret)
+    give_up(m, f->page, true, o);
 }
 
 static void serve_writable(struct pcow_mapping *m, const struct fault *f, uint8_t *buffer, bool patient,
@@ -308,8 +316,8 @@ static void serve_writable(struct pcow_mapping *m, const struct fault *f, uint8_
   }
   if (z) {
     o->ret = area_arm_lazy(m, z);
-    if (o->ret && !is_hold(m, o->ret))
-      area_lose(m, f->page, false);
+    if (o->ret)
+      give_up(m, f->page, false, o);
     if (o->ret || !f->write)
       return;
   }
@@ -317,7 +325,7 @@ static void serve_writable(struct pcow_mapping *m, const struct fault *f, uint8_
   if (!u) {
     o->later = o->ret == -EAGAIN;
     if (!o->later)
-      area_lose(m, f->page, false);
+      give_up(m, f->page, false, o);
     return;
   }
   resolve(m, u, f, buffer, patient, o);
@@ -336,7 +344,7 @@ static void serve_readonly(struct pcow_mapping *m, const struct fault *f, uint8_
   o->ret = filling_read(m, NULL, unit, page, buffer, true);
   m->fill_faults++;
   if (o->ret)
-    area_lose(m, f->page, true);
+    give_up(m, f->page, true, o);
 }
 
 /* The worker waits for a structural operation to end, but not for pcow_unmap(), which waits for it. */
@@ -373,7 +381,7 @@ static bool serve(struct pcow_mapping *m, const struct fault *f, uint8_t *buffer
   pthread_rwlock_unlock(&m->image->lock);
   if (o.later)
     return false;
-  if (o.ret && is_hold(m, o.ret)) {
+  if (o.held) {
     hold(m, f->page);
     return true;
   }

@@ -24,7 +24,9 @@ int filling_bytes(struct pcow_mapping *m, struct unit *u, uint64_t unit, uint64_
   if (u)
     return head_read(m->image->head, u, page * PAGE_BYTES, buffer, count * PAGE_BYTES);
   runs = image_runs(m->image, unit, &ret);
-  return runs ? view_read(runs, (map_unit_first(m, unit) + page) * PAGE_BYTES, buffer, count * PAGE_BYTES) : ret;
+  if (!runs)
+    return ret;
+  return view_read(runs, (map_unit_first(m, unit) + page) * PAGE_BYTES, buffer, count * PAGE_BYTES);
 }
 
 /* Drops what is left of one copy. The unit is locked. */

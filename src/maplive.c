@@ -36,6 +36,20 @@ int mapping_published(struct pcow_image *image, struct unit *u, uint64_t first, 
 
 /* ---- Discard ---- */
 
+/* Sets or clears in NEEDS what is set in BITS. */
+static void mark(uint64_t *needs, uint64_t first, uint64_t end, const uint64_t *bits, bool value)
+{
+  for (uint64_t at = first; (at = map_find(bits, at, end, true)) < end;) {
+    uint64_t to = map_find(bits, at, end, false);
+
+    if (value)
+      bits_set(needs, at - first, to - first);
+    else
+      bits_clear(needs, at - first, to - first);
+    at = to;
+  }
+}
+
 /* Marks in NEEDS (pages relative to FIRST) what has to be replaced by zeros. */
 static int find_not_zero(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first,
                          uint64_t end, uint64_t *needs)
@@ -52,13 +66,11 @@ static int find_not_zero(struct pcow_mapping *m, struct unit *u, struct map_unit
     if (s->kind != SEGMENT_ZERO)
       bits_set(needs, s->page - zero - first, s->page - zero - first + s->count);
   }
-  for (uint64_t at = first; at < end; at++) {
-    /* Space that was reserved and never stored to looks like a hole, and must not stay writable. */
-    if (map_test(mu->writable, at))
-      bits_set(needs, at - first, at - first + 1);
-    if (map_test(mu->dense, at) || map_test(mu->fill, at) || (!m->guarded && map_test(mu->writable, at)))
-      bits_clear(needs, at - first, at - first + 1);
-  }
+  /* Space that was reserved and never stored to looks like a hole, and must not stay writable; but the
+   * file system fills the holes of native units. Dense and filled pages turn to zeros where they are. */
+  mark(needs, first, end, mu->writable, m->guarded);
+  mark(needs, first, end, mu->dense, false);
+  mark(needs, first, end, mu->fill, false);
   return 0;
 }
 

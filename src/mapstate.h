@@ -165,8 +165,9 @@ void area_trim_lazy(struct pcow_mapping *m, uint64_t unit, uint64_t page, uint64
 /* Prepares fresh memory of zeros: makes reading cheap, registers and protects it. */
 int area_arm_memory(struct pcow_mapping *m, uint8_t *address, uint64_t length);
 
-/* PAGE of the mapping gives SIGBUS from now on. LOCKED: its unit is. */
-void area_lose(struct pcow_mapping *m, uint64_t page, bool locked);
+/* PAGE of the mapping gives SIGBUS from now on. LOCKED: its unit is. False: there are too many VMAs even
+ * for that. */
+bool area_lose(struct pcow_mapping *m, uint64_t page, bool locked);
 
 /* ---- mapplan.c: what should be mapped ---- */
 

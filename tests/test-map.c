@@ -218,9 +218,10 @@ static void growing(void)
   test_check_clean(path);
 }
 
-static void enormous(void)
+static void enormous(uint32_t policy)
 {
-  char *path = test_path("enormous");
+  char *path = test_path("enormous-%u", policy);
+  struct pcow_map_options o = PCOW_INIT(o);
   pcow_image *image;
   pcow_mapping *m;
   uint8_t *range;
@@ -228,7 +229,8 @@ static void enormous(void)
 
   test_create(path, 8 * TIB, 0, NULL, 0, NULL);
   image = test_open(path, PCOW_OPEN_RDWR, NULL);
-  m = test_map(image, NULL);
+  o.thin = policy;
+  m = test_map(image, &o);
   range = pcow_mapping_address(m);
   range[0] = 1;
   range[8 * TIB - 1] = 2;
@@ -237,7 +239,12 @@ static void enormous(void)
   CHECK(stats.faults < 12, "%lu events", (unsigned long)stats.faults);
   OK(pcow_pwrite(image, "y", 1, 6 * TIB + 12345));
   CHECK(range[6 * TIB + 12345] == 'y' && range[6 * TIB + 12346] == 0, "not what was written");
+  OK(pcow_snapshot_create(image, "one"));
+  range[8 * TIB - 2] = 3;
+  OK(pcow_discard(image, TIB, 4 * TIB));
+  CHECK(range[8 * TIB - 1] == 2 && range[6 * TIB + 12345] == 'y' && range[2 * TIB] == 0, "a snapshot changed it");
   OK(pcow_close(image));
+  CHECK(test_blocks(path) < 20 * MIB, "takes %lu bytes", (unsigned long)test_blocks(path));
   image = test_open(path, 0, NULL);
   OK(pcow_map(image, NULL, &m));
   range = pcow_mapping_address(m);
@@ -331,6 +338,23 @@ static void *writer_main(void *argument)
   return NULL;
 }
 
+/* A child of fork(2) must not have any of the range: what is registered would be unprotected there. */
+static void check_not_inherited(pcow_mapping *m)
+{
+  uintptr_t from = (uintptr_t)pcow_mapping_address(m), to = from + pcow_mapping_length(m), at = 0, end;
+  FILE *f = fopen("/proc/self/smaps", "r");
+  char line[512];
+
+  CHECK(f, "cannot read /proc/self/smaps");
+  while (fgets(line, sizeof(line), f)) {
+    if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR, &at, &end) == 2)
+      continue;
+    if (!strncmp(line, "VmFlags:", 8) && at >= from && at < to)
+      CHECK(strstr(line, " dc"), "%" PRIxPTR " is inherited by fork: %s", at, line);
+  }
+  fclose(f);
+}
+
 /* MAX_AREAS: as if vm.max_map_count were that. */
 static void together(uint32_t policy, uint64_t unit, uint64_t pages, uint64_t max_areas, unsigned snapshots,
                      uint64_t seed)
@@ -373,6 +397,7 @@ static void together(uint32_t policy, uint64_t unit, uint64_t pages, uint64_t ma
   stop = true;
   for (unsigned i = 0; i < WRITERS; i++)
     pthread_join(writers[i].id, NULL);
+  check_not_inherited(m);
   stats = test_stats(m);
   printf("%" PRIu64 " KiB units, %s: %" PRIu64 " faults, %" PRIu64 " duplicates, %" PRIu64 " fills, %" PRIu64
          " merges, %" PRIu64 " areas\n", unit / 1024, policy ? "native" : "guarded", stats.faults,
@@ -414,7 +439,8 @@ int main(int argc, char **argv)
   overlay(64 * KIB, PCOW_FORMAT_PCOW);
   overlay(128 * MIB, PCOW_FORMAT_PCOW);
   growing();
-  enormous();
+  enormous(PCOW_THIN_GUARDED);
+  enormous(PCOW_THIN_NATIVE);
   together(PCOW_THIN_GUARDED, 2 * MIB, 4096, 0, 10, seed);
   together(PCOW_THIN_GUARDED, 2 * MIB, 16384, 1500, 10, seed);
   together(PCOW_THIN_GUARDED, 16 * MIB, 16384, 1500, 0, seed);
