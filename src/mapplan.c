@@ -33,6 +33,7 @@ struct plan {
   GArray *segments;
   GArray *costs;                /* struct unit_cost; only of units with more than zeros */
   bool chosen;                  /* costs hold policies */
+  GHashTable *groups;           /* group of units + 1 → policy for all of it; or NULL */
   uint64_t arm_from, arm_to;    /* laid out, to be registered and protected */
 };
 
@@ -179,6 +180,21 @@ static int by_pieces(const void *a, const void *b)
   return x->pieces > y->pieces ? -1 : x->pieces < y->pieces;
 }
 
+/* Small units: whole groups become one piece. The head's slots of a group lie side by side. */
+static void choose_groups(struct plan *p)
+{
+  uint64_t most = map_group_most(p->m);
+
+  p->groups = g_hash_table_new(g_direct_hash, g_direct_equal);
+  for (unsigned i = 0; i < p->costs->len; i++) {
+    const struct unit_cost *cost = &g_array_index(p->costs, struct unit_cost, i);
+    gpointer group = GSIZE_TO_POINTER(cost->unit / most + 1);
+    bool join = cost->shared || GPOINTER_TO_UINT(g_hash_table_lookup(p->groups, group)) == POLICY_JOIN;
+
+    g_hash_table_insert(p->groups, group, GUINT_TO_POINTER(join ? POLICY_JOIN : POLICY_FILL));
+  }
+}
+
 /* Chooses the units that get coarser, most fragmented first, until ROOM more VMAs are enough. */
 static void choose(struct plan *p, int64_t room)
 {
@@ -187,7 +203,7 @@ static void choose(struct plan *p, int64_t room)
 
   qsort(costs, p->costs->len, sizeof(*costs), by_pieces);
   for (unsigned i = 0; need > room && i < p->costs->len; i++) {
-    uint32_t left = costs[i].shared ? 2 * costs[i].shared + 1 : 0;
+    uint32_t left = 2 * costs[i].shared + 1;
 
     if (costs[i].pieces > left + left / 2) {
       need -= (int64_t)(costs[i].pieces - left);
@@ -202,6 +218,8 @@ static void choose(struct plan *p, int64_t room)
       need -= costs[i].pieces - 1;
       costs[i].policy = POLICY_JOIN;
     }
+  if (need > room && map_group_most(p->m) > 1)
+    choose_groups(p);
   qsort(costs, p->costs->len, sizeof(*costs), by_unit);
 }
 
@@ -211,6 +229,12 @@ static enum policy policy_of(const struct plan *p, uint64_t unit)
   const struct unit_cost *found =
     p->chosen ? bsearch(&key, p->costs->data, p->costs->len, sizeof(key), by_unit) : NULL;
 
+  if (p->groups) {
+    gpointer policy = g_hash_table_lookup(p->groups, GSIZE_TO_POINTER(unit / map_group_most(p->m) + 1));
+
+    if (policy)
+      return (enum policy)GPOINTER_TO_UINT(policy);
+  }
   return found ? found->policy : POLICY_RUNS;
 }
 
@@ -468,11 +492,12 @@ static int lay(struct plan *p, const struct segment *s)
 /* Filling a read-only map needs events. Where they are not permitted, lay_fill() copies. */
 static void want_events(struct plan *p)
 {
-  for (unsigned i = 0; i < p->costs->len && p->m->uffd < 0; i++)
-    if (g_array_index(p->costs, struct unit_cost, i).policy == POLICY_FILL) {
-      p->m->uffd = uffd_open(0, p->m->image->path);
-      break;
-    }
+  bool fill = p->groups != NULL;
+
+  for (unsigned i = 0; i < p->costs->len && !fill; i++)
+    fill = g_array_index(p->costs, struct unit_cost, i).policy == POLICY_FILL;
+  if (fill && p->m->uffd < 0)
+    p->m->uffd = uffd_open(0, p->m->image->path);
 }
 
 int plan_apply(struct pcow_mapping *m, uint64_t first, uint64_t end)
@@ -503,6 +528,7 @@ int plan_apply(struct pcow_mapping *m, uint64_t first, uint64_t end)
     madvise(map_address(m, first), (end - first) * PAGE_BYTES, MADV_DONTFORK);
   g_array_unref(p.segments);
   g_array_unref(p.costs);
+  g_clear_pointer(&p.groups, g_hash_table_unref);
   vmabudget_count();
   return ret;
 }

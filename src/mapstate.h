@@ -31,6 +31,7 @@
 #define HUGE_BYTES (UINT64_C(2) << 20)
 #define FILL_BUFFER (UINT64_C(1) << 20)
 #define STREAMS 8u
+#define GROUP_BYTES_MOST (UINT64_C(128) << 20)  /* neighbouring units whose slots lie side by side */
 
 /* On demand; bits of the unit's pages, NULL: none set. */
 struct map_unit {
@@ -105,6 +106,7 @@ struct pcow_mapping {
 
   uint64_t merge_pages;         /* worker: size of regions that are merged now */
   uint64_t merge_unit;          /* worker: unit to look at next */
+  uint64_t merge_units;         /* worker: when units are not enough: size of groups that are merged */
   int64_t merge_pause;          /* room below which merging, which found nothing, is tried again */
 
   _Atomic uint64_t faults, write_faults, fill_faults, duplicates, copied, reserved, dram_pages, merges;
@@ -113,6 +115,12 @@ struct pcow_mapping {
 static inline uint8_t *map_address(const struct pcow_mapping *m, uint64_t page)
 {
   return m->base + page * PAGE_BYTES;
+}
+
+/* Units of the largest group that merging makes one piece; 1: a unit is as large. */
+static inline uint64_t map_group_most(const struct pcow_mapping *m)
+{
+  return MAX(GROUP_BYTES_MOST / PAGE_BYTES >> m->unit_shift, 1);
 }
 
 static inline uint64_t map_pages(const struct pcow_mapping *m) { return m->size >> PAGE_SHIFT; }

@@ -4,7 +4,8 @@
  * pieces become one piece. Where the head has pages, all others of the region become present, too
  * (what lies beneath is copied, zeros become holes that take no space), and the region is mapped from
  * the slot; where it has none, lower pages are filled on demand from then on. Regions begin small and
- * double as the pressure goes on, up to the unit.
+ * double as the pressure goes on, up to the unit, and then to groups of neighbouring units: their slots
+ * lie side by side (slots.c), so that such a group is one VMA as well.
  */
 #include "mapstate.h"
 
@@ -14,6 +15,7 @@
 #define FIRST_REGION_PAGES 32u  /* 128 KiB */
 #define PAUSE_AREAS 512         /* after merging found nothing more */
 #define GAIN_LEAST 2
+#define GROUPS_A_COUNT 64u      /* merged before VMAs are counted again: the tally knows units only */
 
 static bool is_plain(const struct map_unit *mu, uint64_t page)
 {
@@ -116,6 +118,83 @@ static bool visit(struct pcow_mapping *m, uint64_t unit)
   return true;
 }
 
+/* ---- Groups of units ---- */
+
+enum group_step { LOOK, JOIN };
+
+struct group {
+  bool shared;                  /* some unit has pages of the head */
+  bool pieces;                  /* some unit is not one piece from its slot */
+};
+
+static void group_unit(struct pcow_mapping *m, struct unit *u, enum group_step step, struct group *g)
+{
+  uint64_t pages = head_unit_pages(m->image->head, u->number);
+  struct map_unit *mu = map_unit_get(m, u->number);
+  bool whole = (m->guarded && m->tmpfs ? map_find(mu->dense, 0, pages, false)
+                                       : map_find(mu->writable, 0, pages, false)) == pages;
+
+  if (step == LOOK) {
+    g->shared |= has_shared(mu, 0, pages);
+    g->pieces |= !whole;
+  } else if (!whole && merge_region(m, u, true, 0, pages)) {
+    g->pieces = false;          /* no space: not this group */
+  }
+}
+
+/* Units [first, end), each under its lock. False when the image is locked. */
+static bool group_step(struct pcow_mapping *m, uint64_t first, uint64_t end, enum group_step step,
+                       struct group *g)
+{
+  for (uint64_t unit = first; unit < end && (step == LOOK || g->pieces); unit++) {
+    struct unit *u;
+    int error;
+
+    if (step == LOOK && !g_atomic_pointer_get(&m->units[unit])) {
+      g->pieces = true;
+      continue;
+    }
+    if (pthread_rwlock_tryrdlock(&m->image->lock))
+      return false;
+    u = head_lock_unit(m->image->head, unit, &error);
+    if (u) {
+      group_unit(m, u, step, g);
+      head_unlock_unit(m->image->head, u);
+    }
+    pthread_rwlock_unlock(&m->image->lock);
+  }
+  return true;
+}
+
+static void merge_groups(struct pcow_mapping *m, int64_t target)
+{
+  uint64_t units = (map_pages(m) + m->unit_pages - 1) >> m->unit_shift;
+  unsigned joined = 0;
+
+  vmabudget_count();
+  if (!m->merge_units)
+    m->merge_units = 2;
+  while (vmabudget_room() < target) {
+    for (uint64_t first = 0; first < units && vmabudget_room() < target; first += m->merge_units) {
+      uint64_t end = MIN(first + m->merge_units, units);
+      struct group g = { false, false };
+
+      if (!group_step(m, first, end, LOOK, &g))
+        return;
+      if (!g.shared || !g.pieces)
+        continue;
+      if (!group_step(m, first, end, JOIN, &g))
+        return;
+      if (++joined % GROUPS_A_COUNT == 0)
+        vmabudget_count();
+    }
+    vmabudget_count();
+    if (m->merge_units >= map_group_most(m))
+      return;
+    m->merge_units *= 2;
+  }
+}
+
 void merge_relieve(struct pcow_mapping *m)
 {
   int64_t target = (int64_t)vmabudget_limit() / 6, room;
@@ -137,6 +216,8 @@ void merge_relieve(struct pcow_mapping *m)
     if (!visit(m, m->merge_unit))
       return;
   }
+  if (vmabudget_room() < target && map_group_most(m) > 1)
+    merge_groups(m, target);
   /* When there is nothing left to merge, trying again at every fault would only cost time. */
   room = vmabudget_room();
   m->merge_pause = room < 0 ? room - PAUSE_AREAS : INT64_MAX;

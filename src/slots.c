@@ -3,6 +3,10 @@
  * A slot is free when no chain reaches it; which ones are is found by walking all chains once, at the
  * first allocation of a session. Slots above the high-water mark that this session raised were never
  * used and need no punching; all others may hold old bytes and are punched before they are linked.
+ *
+ * Small units come in groups of up to 128 MiB, and an epoch's slots of one group from one aligned
+ * block, in the order of the units: neighbours in the range are neighbours in the file, and a mapping
+ * of all of them is one VMA, in whatever order they were written.
  */
 #include "slots.h"
 
@@ -14,14 +18,24 @@
 #define RAISE_BYTES (UINT64_C(64) << 30)  /* address space that one commit of the mark adds, about */
 #define RAISE_SLOTS_MIN 64u
 #define ZERO_BYTES 65536u
+#define GROUP_BYTES (UINT64_C(128) << 20)
+#define GROUP_UNITS_MAX 2048u   /* divides SLOTS_PER_GROUP: the data areas of a block are linear */
+#define SPREAD 4u               /* slots beyond which blocks are no longer made, in units of the image */
+#define NEIGHBOURS 64u          /* looked at to find a group's block again */
+
+static_assert(SLOTS_PER_GROUP % GROUP_UNITS_MAX == 0, "blocks are linear");
 
 struct slots {
   struct store *store;
   GMutex lock;
   uint64_t *used;               /* bit i: slot i + 1 is reached or handed out; NULL: not walked yet */
-  uint64_t count;               /* bits in USED: the high-water mark */
-  uint64_t never_used;          /* slots from this index on were never used before */
+  uint64_t *touched;            /* bit i: slot i + 1 may ever have been used */
+  uint64_t count;               /* bits in both: the high-water mark */
   uint64_t hint;                /* no free bit lies below */
+  uint64_t group_units;         /* a power of two; 1: no groups */
+  uint32_t epoch;               /* whose blocks these are: */
+  GHashTable *blocks;           /* group + 1 → first bit of its block + 1 */
+  GHashTable *taken;            /* set of these first bits + 1 */
 };
 
 struct slots *slots_new(struct store *store)
@@ -30,6 +44,8 @@ struct slots *slots_new(struct store *store)
 
   g_mutex_init(&s->lock);
   s->store = store;
+  s->blocks = g_hash_table_new(g_direct_hash, g_direct_equal);
+  s->taken = g_hash_table_new(g_direct_hash, g_direct_equal);
   return s;
 }
 
@@ -38,6 +54,9 @@ void slots_free(struct slots *s)
   if (!s)
     return;
   g_mutex_clear(&s->lock);
+  g_hash_table_unref(s->taken);
+  g_hash_table_unref(s->blocks);
+  g_free(s->touched);
   g_free(s->used);
   g_free(s);
 }
@@ -61,6 +80,17 @@ static int walk_unit(struct slots *s, uint64_t unit, uint64_t word)
   return ret;
 }
 
+static uint64_t group_units(const struct store *st)
+{
+  uint64_t units = geometry_units(&st->geo, st->sb.virtual_size);
+  uint64_t most = CLAMP(GROUP_BYTES >> st->geo.unit_shift, 1, GROUP_UNITS_MAX);
+  uint64_t n = 1;
+
+  while (n < most && n < units)
+    n *= 2;
+  return n;
+}
+
 /* Finds out which slots are reached. The lock is held. */
 static int walk_all(struct slots *s)
 {
@@ -69,11 +99,14 @@ static int walk_all(struct slots *s)
   int ret = 0;
 
   s->count = st->sb.slot_count;
-  s->never_used = s->count + 1;
   s->hint = 0;
+  s->group_units = group_units(st);
   s->used = g_try_malloc0(MAX(bits_words(s->count), 1) * 8);
-  if (!s->used)
-    return fail(ENOMEM, "%s: no memory for %" PRIu64 " slots", st->path, s->count);
+  s->touched = g_try_malloc0(MAX(bits_words(s->count), 1) * 8);
+  if (s->touched)
+    bits_set(s->touched, 0, s->count);
+  if (!s->used || !s->touched)
+    ret = fail(ENOMEM, "%s: no memory for %" PRIu64 " slots", st->path, s->count);
   for (uint64_t at = UNIT_MAP_OFFSET; ret == 0 && s->count;) {
     uint64_t stop, words[512];
 
@@ -87,20 +120,34 @@ static int walk_all(struct slots *s)
         ret = walk_unit(s, (at - UNIT_MAP_OFFSET) / 8 + i, words[i]);
     at = (stop + 7) & ~UINT64_C(7);
   }
-  if (ret)
+  if (ret) {
     g_clear_pointer(&s->used, g_free);
+    g_clear_pointer(&s->touched, g_free);
+  }
   return ret;
+}
+
+/* Bitmaps have room for COUNT slots, the new ones free and untouched. */
+static int grow_bitmap(struct slots *s, uint64_t **bitmap, uint64_t count)
+{
+  uint64_t old_words = MAX(bits_words(s->count), 1);
+  uint64_t *grown = g_try_realloc_n(*bitmap, bits_words(count), 8);
+
+  if (!grown)
+    return fail(ENOMEM, "%s: no memory for %" PRIu64 " slots", s->store->path, count);
+  if (bits_words(count) > old_words)
+    memset(grown + old_words, 0, (bits_words(count) - old_words) * 8);
+  *bitmap = grown;
+  return 0;
 }
 
 /* More slots: the file grows, then the mark rises, durably, before any of them is used. */
 static int raise_mark(struct slots *s)
 {
   struct store *st = s->store;
-  uint64_t add = CLAMP(RAISE_BYTES >> st->geo.unit_shift, 1, RAISE_SLOTS_MIN + s->count / 4);
-  uint64_t old_words = MAX(bits_words(s->count), 1);
+  uint64_t add = CLAMP(RAISE_BYTES >> st->geo.unit_shift, 1, MAX(RAISE_SLOTS_MIN, s->group_units) + s->count / 4);
   uint64_t count = s->count + add;
   struct superblock next;
-  uint64_t *used;
   int ret;
 
   if (count > st->geo.slot_max)
@@ -116,11 +163,11 @@ static int raise_mark(struct slots *s)
   if (ret)
     return ret;
 
-  used = g_try_realloc_n(s->used, bits_words(count), 8);
-  if (!used)
-    return fail(ENOMEM, "%s: no memory for %" PRIu64 " slots", st->path, count);
-  memset(used + old_words, 0, (bits_words(count) - MIN(old_words, bits_words(count))) * 8);
-  s->used = used;
+  ret = grow_bitmap(s, &s->used, count);
+  if (ret == 0)
+    ret = grow_bitmap(s, &s->touched, count);
+  if (ret)
+    return ret;
 
   next = store_begin(st);
   next.slot_count = count;
@@ -130,7 +177,103 @@ static int raise_mark(struct slots *s)
   return ret;
 }
 
-static int allocate(struct slots *s, uint64_t *index, bool *never_used)
+/* A slot of a neighbour that this epoch has tells where the group's block is. */
+static bool find_again(struct slots *s, uint64_t first, uint32_t epoch, uint64_t *block)
+{
+  struct store *st = s->store;
+  g_autofree uint64_t *words = g_new(uint64_t, s->group_units);
+  uint64_t n = MIN(s->group_units, UNITS_MAX - first);
+  unsigned looked = 0;
+
+  if (slotwalk_map_words(st->fd, st->path, first, n, words))
+    return false;
+  for (uint64_t i = 0; i < n && looked < NEIGHBOURS; i++) {
+    struct slot_info slot;
+
+    if (!words[i])
+      continue;
+    looked++;
+    if (!SLOT_REF_VALID(words[i]) || SLOT_REF_INDEX(words[i]) > s->count ||
+        slotwalk_header(st->fd, st->path, &st->sb, first + i, SLOT_REF_INDEX(words[i]), &slot))
+      continue;
+    if (slot.epoch == epoch && slot.index - 1 >= i && (slot.index - 1 - i) % s->group_units == 0) {
+      *block = slot.index - 1 - i;
+      return *block + s->group_units <= s->count;
+    }
+  }
+  return false;
+}
+
+static bool is_free_block(const struct slots *s, uint64_t block)
+{
+  uint64_t end = block + s->group_units;
+
+  return end <= s->count && bits_find(s->used, block, end, true) == end &&
+         !g_hash_table_contains(s->taken, GSIZE_TO_POINTER(block + 1));
+}
+
+/* A block in which no slot is used; the mark is raised for it while that does not spread the file too
+ * far. */
+static bool new_block(struct slots *s, uint64_t *block)
+{
+  uint64_t n = s->group_units;
+  uint64_t most = SPREAD * geometry_units(&s->store->geo, s->store->sb.virtual_size) + 2 * n;
+
+  for (*block = s->hint / n * n; *block + n <= s->count; *block += n)
+    if (is_free_block(s, *block))
+      return true;
+  while (*block + n > s->count)
+    if (s->count >= most || raise_mark(s))
+      return false;
+  return is_free_block(s, *block);
+}
+
+static bool group_block(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t *block)
+{
+  gpointer group = GSIZE_TO_POINTER(unit / s->group_units + 1);
+  gpointer known;
+
+  if (s->epoch != epoch) {
+    g_hash_table_remove_all(s->blocks);
+    g_hash_table_remove_all(s->taken);
+    s->epoch = epoch;
+  }
+  known = g_hash_table_lookup(s->blocks, group);
+  if (known) {
+    *block = GPOINTER_TO_SIZE(known) - 1;
+    return true;
+  }
+  if (!find_again(s, unit / s->group_units * s->group_units, epoch, block) && !new_block(s, block))
+    return false;
+  g_hash_table_insert(s->blocks, group, GSIZE_TO_POINTER(*block + 1));
+  g_hash_table_add(s->taken, GSIZE_TO_POINTER(*block + 1));
+  return true;
+}
+
+/* The free bit that suits the unit best. */
+static int choose(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t *bit)
+{
+  uint64_t n = s->group_units, block;
+  int ret = 0;
+
+  if (n > 1 && group_block(s, unit, epoch, &block) && !bits_test(s->used, block + unit % n)) {
+    *bit = block + unit % n;
+    return 0;
+  }
+  /* At least the same place in some other block. */
+  for (block = 0; n > 1 && block + n <= s->count; block += n)
+    if (!bits_test(s->used, block + unit % n)) {
+      *bit = block + unit % n;
+      return 0;
+    }
+  *bit = bits_find(s->used, s->hint, s->count, false);
+  s->hint = *bit;
+  if (*bit == s->count)
+    ret = raise_mark(s);
+  return ret;
+}
+
+static int allocate(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t *index, bool *never_used)
 {
   uint64_t bit;
   int ret = 0;
@@ -138,19 +281,13 @@ static int allocate(struct slots *s, uint64_t *index, bool *never_used)
   g_mutex_lock(&s->lock);
   if (!s->used)
     ret = walk_all(s);
+  if (ret == 0)
+    ret = choose(s, unit, epoch, &bit);
   if (ret == 0) {
-    bit = bits_find(s->used, s->hint, s->count, false);
-    s->hint = bit;
-    if (bit == s->count)
-      ret = raise_mark(s);
-  }
-  if (ret == 0) {
-    bits_set(s->used, bit, bit + 1);
-    s->hint = bit + 1;
     *index = bit + 1;
-    *never_used = *index >= s->never_used;
-    if (*never_used)
-      s->never_used = *index + 1;
+    *never_used = !bits_test(s->touched, bit);
+    bits_set(s->used, bit, bit + 1);
+    bits_set(s->touched, bit, bit + 1);
   }
   g_mutex_unlock(&s->lock);
   return ret;
@@ -210,7 +347,7 @@ int slots_prepare(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t previ
 
   ret = store_dirty(st);
   if (ret == 0)
-    ret = allocate(s, index, &never_used);
+    ret = allocate(s, unit, epoch, index, &never_used);
   if (ret)
     return ret;
   header.crc = le32_make(slot_identity_crc(unit, epoch, *index));

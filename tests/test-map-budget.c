@@ -4,7 +4,8 @@
  * is, are found in the map and after a reopen, in a new map too, and leave the host program half of the
  * limit: it can still allocate large blocks and start threads.
  *
- *     test-map-budget [--stores N] [--size SIZE] [--granule SIZE] [--native] [--seed N] [--dir DIR]
+ *     test-map-budget [--stores N] [--size SIZE] [--unit SIZE] [--granule SIZE] [--native] [--seed N]
+ *                     [--dir DIR]
  *
  * Pages are 4 KiB granules by default: 200,000 of 64 KiB would be 12 GiB of memory.
  */
@@ -162,7 +163,7 @@ int main(int argc, char **argv)
       OK(pcow_pwrite(image, &(uint64_t){ base_word(place[i]) }, 8, place[i] * PAGE));
   OK(pcow_close(image));
 
-  test_create(overlay, 0, 0, base, PCOW_FORMAT_PCOW, NULL);
+  test_create(overlay, 0, test_option(argc, argv, "--unit", 0), base, PCOW_FORMAT_PCOW, NULL);
   image = test_open(overlay, PCOW_OPEN_RDWR, NULL);
   map = test_map(image, &options);
   range = pcow_mapping_address(map);
