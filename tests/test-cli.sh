@@ -397,9 +397,10 @@ test_check()
   expect 'check: leak is repaired' 0 check leak.pcow
   expect 'check: the content is whole' 0 compare leak.pcow source.raw
 
-  # A slot's header.
+  # The header of the first slot that the unit map names.
   cp --sparse=always leak.pcow corrupt.pcow
-  "$poke" damage corrupt.pcow 0x40000008
+  slot=$(od -A n -v -t u8 -w8 -j $((0x30000000)) -N 1048576 corrupt.pcow | awk '$1 { print $1 / 256; exit }')
+  "$poke" damage corrupt.pcow $((0x40000000 + (slot - 1) * 64 + 8))
   expect 'check: corrupt' 2 check corrupt.pcow
   expect 'check: corrupt, in JSON' 2 check --output=json corrupt.pcow
   that 'check: a sentence about it' test "$(json corruptions)" -ge 1

@@ -119,7 +119,8 @@ for source in "$SOURCE_ROOT"/examples/*.c; do
   # shellcheck disable=SC2046
   $CC -o "$work/$name" "$source" $(pkgconf --cflags --libs) || fail "examples/$name.c does not build"
 done
-ldd "$work/pm-store" | grep -qF "$libdir/libpcow.so.0" || fail "pm-store runs another library"
+ldd "$work/pm-store" >"$work/ldd"  # not a pipe: grep -q would end it early
+grep -qF "$libdir/libpcow.so.0" "$work/ldd" || fail "pm-store runs another library"
 
 export PMEM_IS_PMEM_FORCE=1
 image=$work/test.pcow
