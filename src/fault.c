@@ -40,48 +40,6 @@ struct outcome {
   bool held;                    /* until pcow_mapping_resume() */
 };
 
-/* ---- Sequences ---- */
-
-uint64_t fault_window(struct pcow_mapping *m, uint64_t page, uint64_t least, uint64_t most, unsigned factor)
-{
-  uint64_t window = least;
-
-  if (!m->adaptive)
-    return window;
-  g_mutex_lock(&m->lock);
-  for (unsigned i = 0; i < STREAMS; i++) {
-    const struct stream *s = &m->streams[i];
-
-    if (s->window && page >= s->next && page < s->next + s->window)
-      window = CLAMP(s->window * factor, least, most);
-  }
-  g_mutex_unlock(&m->lock);
-  return window;
-}
-
-void fault_window_used(struct pcow_mapping *m, uint64_t page, uint64_t end)
-{
-  struct stream *oldest = &m->streams[0];
-
-  if (!m->adaptive)
-    return;
-  g_mutex_lock(&m->lock);
-  for (unsigned i = 0; i < STREAMS; i++) {
-    struct stream *s = &m->streams[i];
-
-    if (s->window && page >= s->next && page < s->next + s->window) {
-      oldest = s;
-      break;
-    }
-    if (s->used < oldest->used)
-      oldest = s;
-  }
-  oldest->next = end;
-  oldest->window = end > page ? end - page : 1;
-  oldest->used = ++m->clock;
-  g_mutex_unlock(&m->lock);
-}
-
 /* ---- First writes ---- */
 
 /* Cuts [*first, *end) down to the pages around PAGE in which no bit is set. */
@@ -165,7 +123,7 @@ static int first_write(struct pcow_mapping *m, struct unit *u, uint64_t page, bo
     return ret;
   if (!m->guarded && !all)
     return write_native(m, u, page, o);
-  window = fault_window(m, zero + page, m->granule, WINDOW_MOST, data ? FACTOR_COPY : FACTOR_THIN);
+  window = window_find(m, zero + page, m->granule, WINDOW_MOST, data ? FACTOR_COPY : FACTOR_THIN);
   first = page & ~(m->granule - 1);
   end = MIN(first + window, head_unit_pages(m->image->head, u->number));
   trim(mu->writable, page, &first, &end);
@@ -189,7 +147,7 @@ static int first_write(struct pcow_mapping *m, struct unit *u, uint64_t page, bo
     ret = merge_unit(m, u);
   }
   if (ret == 0)
-    fault_window_used(m, zero + page, zero + end);
+    window_used(m, zero + page, zero + end);
   return ret;
 }
 
@@ -198,7 +156,7 @@ static int dense_hole(struct pcow_mapping *m, struct unit *u, uint64_t page, str
 {
   struct map_unit *mu = map_unit_get(m, u->number);
   uint64_t zero = map_unit_first(m, u->number);
-  uint64_t window = fault_window(m, zero + page, m->granule, WINDOW_MOST, FACTOR_THIN);
+  uint64_t window = window_find(m, zero + page, m->granule, WINDOW_MOST, FACTOR_THIN);
   uint64_t first = page & ~(m->granule - 1);
   uint64_t end = MIN(first + window, head_unit_pages(m->image->head, u->number));
   int ret;
@@ -221,7 +179,7 @@ static int dense_hole(struct pcow_mapping *m, struct unit *u, uint64_t page, str
     madvise(map_address(m, zero + first), (end - first) * PAGE_BYTES, MADV_POPULATE_WRITE);
   m->reserved += end - first - (mu->writable ? bits_count(mu->writable, first, end) : 0);
   map_unit_set(m, &mu->writable, first, end);
-  fault_window_used(m, zero + page, zero + end);
+  window_used(m, zero + page, zero + end);
   return 0;
 }
 

@@ -96,7 +96,7 @@ static void choose(struct pcow_mapping *m, const struct map_unit *mu, uint64_t u
 {
   uint64_t zero = map_unit_first(m, unit);
   uint64_t limit = MIN(m->unit_pages, map_pages(m) - zero);
-  uint64_t window = fault_window(m, zero + page, FILL_LEAST, FILL_BUFFER / PAGE_BYTES, 4);
+  uint64_t window = window_find(m, zero + page, FILL_LEAST, FILL_BUFFER / PAGE_BYTES, 4);
 
   *first = page & ~(uint64_t)(FILL_LEAST - 1);
   *end = MIN(*first + window, limit);
@@ -104,7 +104,7 @@ static void choose(struct pcow_mapping *m, const struct map_unit *mu, uint64_t u
     if (!map_test(mu->fill, at - 1) || map_test(mu->resident, at - 1))
       *first = at;
   *end = MIN(map_find(mu->fill, page, *end, false), map_find(mu->resident, page, *end, true));
-  fault_window_used(m, zero + page, zero + *end);
+  window_used(m, zero + page, zero + *end);
 }
 
 int filling_read(struct pcow_mapping *m, struct unit *u, uint64_t unit, uint64_t page, uint8_t *buffer,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * A mapping: what each page of the range is mapped from, and who may change that. Private to map.c,
- * mapplan.c, area.c, fault.c, filling.c, merge.c and maplive.c.
+ * mapplan.c, area.c, fault.c, window.c, filling.c, merge.c and maplive.c.
  *
  * A page is in one of these states; only the last two can be stored to without an event:
  *
@@ -199,10 +199,13 @@ int plan_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t e
 int fault_start(struct pcow_mapping *m);
 void fault_stop(struct pcow_mapping *m);
 
-/* Pages [first, end) taken for a sequential stream that PAGE may continue, LIMIT the most; pages of the
- * mapping. */
-uint64_t fault_window(struct pcow_mapping *m, uint64_t page, uint64_t least, uint64_t most, unsigned factor);
-void fault_window_used(struct pcow_mapping *m, uint64_t page, uint64_t end);
+/* ---- window.c: sequences ---- */
+
+/* How many pages a fault on PAGE should take: FACTOR times what the stream that it continues took last,
+ * from LEAST to MOST. */
+uint64_t window_find(struct pcow_mapping *m, uint64_t page, uint64_t least, uint64_t most, unsigned factor);
+/* It took pages [page, end). */
+void window_used(struct pcow_mapping *m, uint64_t page, uint64_t end);
 
 /* ---- filling.c: clean copies of lower pages ---- */
 
