@@ -228,12 +228,14 @@ int pcow_snapshot_list(pcow_image *image, pcow_snapshot_fn fn, void *opaque);
 /* Freezes the head as it is under NAME (1 to 255 bytes UTF-8 without control characters or '@').
  * Everything written before the call, stores through a mapping included, is in it; a store that runs
  * during the call waits and comes after it. One commit.
- * -EEXIST (name taken), -EINVAL (name not valid), -EMFILE (table full), -EBADF (not open for writing) */
+ * -EEXIST (name taken), -EINVAL (name not valid), -EMFILE (table full), -EBADF (not open for writing).
+ * -EIO: the commit itself failed; the image takes no more writes, and whether the snapshot is there is
+ * known when the image is opened again. */
 int pcow_snapshot_create(pcow_image *image, const char *name);
 
 /* Deletes a snapshot, wherever in the tree; no other one changes content. The space of what only it
- * saw is given back then or, when readers are in the way, at a later open. -ENOENT, -EBUSY (being
- * read). */
+ * saw is given back then or, when readers or a mapping of the head are in the way, at a later open.
+ * -ENOENT, -EBUSY (being read). */
 int pcow_snapshot_delete(pcow_image *image, const char *name);
 
 /* The head becomes what the snapshot is, size included; all snapshots stay. What was written since
