@@ -3,8 +3,9 @@
  * What reaches the range without a store of this program: system calls and a virtual CPU. Their first
  * writes land in the overlay, durably, and not in the base. Reads, whoever makes them, of lower and of
  * unbacked pages cost no event of the library where lower pages can be mapped, and nowhere a block.
+ * Where userfaultfd is not permitted, a map for writing is refused in a sentence that says what to do.
  *
- *     test-map-kernel [--part syscalls|reads|kvm] [--dir DIR]          (default: all three)
+ *     test-map-kernel [--part syscalls|reads|kvm|refused] [--dir DIR]          (default: all)
  */
 #include "testlib.h"
 
@@ -18,6 +19,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define SIZE (16 * MIB)
@@ -319,17 +321,64 @@ static void part_kvm(void)
          stats.pages_copied);
 }
 
+/* In a child, which gives up root for good after it has opened the image. */
+static int map_without_rights(void)
+{
+  struct pcow_map_options options = PCOW_INIT(options);
+  pcow_image *image = test_open(overlay, PCOW_OPEN_RDWR, NULL);
+  pcow_mapping *map;
+  int result;
+
+  options.durability = PCOW_STORE_DURABLE;
+  SYS(setresgid(65534, 65534, 65534));
+  SYS(setresuid(65534, 65534, 65534));
+  result = pcow_map(image, &options, &map);
+  printf("without rights: %d, %s\n", result, pcow_errormsg());
+  if (result != -EPERM || !strstr(pcow_errormsg(), overlay) ||
+      !strstr(pcow_errormsg(), "vm.unprivileged_userfaultfd") ||
+      !strstr(pcow_errormsg(), "/dev/userfaultfd"))
+    return 1;
+  return pcow_close(image) ? 2 : 0;
+}
+
+static void part_refused(void)
+{
+  FILE *file = fopen("/proc/sys/vm/unprivileged_userfaultfd", "r");
+  int permitted = 1, status;
+  pid_t child;
+
+  if (file && fscanf(file, "%d", &permitted) != 1)
+    permitted = 1;
+  if (file)
+    fclose(file);
+  if (permitted || geteuid() != 0) {
+    printf("(not refused: everybody may use userfaultfd here, or this is not root)\n");
+    return;
+  }
+  fflush(NULL);
+  child = fork();
+  CHECK(child >= 0, "fork");
+  if (child == 0) {
+    status = map_without_rights();
+    fflush(NULL);
+    _exit(status);
+  }
+  CHECK(waitpid(child, &status, 0) == child, "waitpid");
+  CHECK(status == 0, "without rights, pcow_map() is to give -EPERM and to say why (status 0x%x)", status);
+}
+
 int main(int argc, char **argv)
 {
   const char *part = test_option_string(argc, argv, "--part");
   static const struct {
     const char *name;
     void (*run)(void);
-  } parts[] = { { "syscalls", part_syscalls }, { "reads", part_reads }, { "kvm", part_kvm } };
+  } parts[] = { { "syscalls", part_syscalls }, { "reads", part_reads }, { "kvm", part_kvm },
+              { "refused", part_refused } };
 
   test_force_pmem(argv);
   test_dir(argc, argv);
-  for (unsigned i = 0; i < 3; i++)
+  for (unsigned i = 0; i < sizeof parts / sizeof parts[0]; i++)
     if (!part || strcmp(part, parts[i].name) == 0) {
       build();
       parts[i].run();
