@@ -6,6 +6,7 @@
 #include "headstate.h"
 
 #include "error.h"
+#include "order.h"
 
 #include <string.h>
 #include <sys/random.h>
@@ -351,11 +352,11 @@ int head_settle_unit(struct head *h, struct unit *u)
   /* Ordering: 1.1 pages, 2.1 header and empty bitmap are written. 1.2, 2.2 fence: a crash before it
    * leaves a slot that nothing reaches, or pages whose bit is not set. 1.3, 2.3 bits and map word. 1.4,
    * 2.4 fence: a crash before it leaves some of the bits, each over a page that is there. */
-  ret = persist_fence(h->store->p);
+  ret = ORDERED("1.2", persist_fence(h->store->p));
   if (ret == 0)
     ret = publish_words(h, &s);
   if (ret == 0)
-    ret = persist_fence(h->store->p);
+    ret = ORDERED("1.4", persist_fence(h->store->p));
   give_back(h, &s, ret == 0);
   return ret;
 }
@@ -394,7 +395,7 @@ int head_settle(struct head *h)
   g_mutex_lock(&h->settle_lock);
   all = capture_all(h);
   /* Ordering as in head_settle_unit(), for all units at once. */
-  ret = persist_fence(h->store->p);
+  ret = ORDERED("flush 1.2", persist_fence(h->store->p));
   for (unsigned i = 0; ret == 0 && i < all->len; i++) {
     const struct settling *s = &g_array_index(all, struct settling, i);
 
@@ -404,7 +405,7 @@ int head_settle(struct head *h)
     g_mutex_unlock(stripe(h, s->unit->number));
   }
   if (ret == 0 && all->len)
-    ret = persist_fence(h->store->p);
+    ret = ORDERED("flush 1.4", persist_fence(h->store->p));
   for (unsigned i = 0; i < all->len; i++) {
     struct settling *s = &g_array_index(all, struct settling, i);
 

@@ -2,20 +2,19 @@
  *
  * How a store becomes durable. Stores go through aliases: mappings of the file that belong to this
  * module alone, made on demand, one for each 64 GiB of the file that is touched and each one VMA.
- * What changes the media passes one of five places: media_copy(), media_word(), media_flush(),
- * media_sync() and change_blocks(); each counts.
+ * What changes the media passes one of a few places: media_copy(), media_word(), media_flush*(),
+ * media_drain(), media_sync(), and change_*() in persistspace.c; each counts, and says what it did to
+ * whoever watches.
  */
-#include "persist.h"
+#include "persiststate.h"
 
 #include "error.h"
 #include "format.h"
 
 #include <endian.h>
 #include <fcntl.h>
-#include <glib.h>
 #include <libpmem.h>
 #include <linux/magic.h>
-#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -24,11 +23,6 @@
 
 #define ALIAS_SHIFT 36
 #define ALIAS_BYTES (UINT64_C(1) << ALIAS_SHIFT)
-#define ALIAS_BUCKETS 256u
-
-/* Reserved pages are remembered by chunks, a bit a page. */
-#define CHUNK_SHIFT (PAGE_SHIFT + 6)
-static_assert(sizeof(gpointer) >= 8, "chunks and their bits are kept in pointers");
 
 /* Never changed or removed once it is in its bucket, so that looking one up takes no lock. */
 struct alias {
@@ -37,42 +31,22 @@ struct alias {
   char *base;
 };
 
-struct persist {
-  int fd;
-  char *path;
-  enum persist_mode mode;
-  bool map_sync;                /* the file system makes blocks durable before a store can reach them */
-  GMutex lock;                  /* aliases (adding), reserved, growing */
-  _Atomic(struct alias *) aliases[ALIAS_BUCKETS];
-  GHashTable *reserved;         /* chunk number → bits */
+const struct persist_watch *persist_watch;
+static GMutex watch_lock;
 
-  /* Syncs that are owed and done are counted, not flagged: one thread's sync pays for all that was
-   * owed when it began, and a thread whose debt is being paid by another waits for it. */
-  _Atomic uint64_t owed;
-  _Atomic uint64_t paid;
-  _Atomic int error;            /* errno of the first failed sync; set under sync_lock */
-  GMutex sync_lock;
-
-  /* Where data was found last: tmpfs looks for the end of data page by page, so that asking for each of
-   * many runs in one large extent would cost the square of its size. Only a punch makes data a hole. */
-  GMutex seek_lock;
-  uint64_t data_from, data_to;
-  _Atomic uint64_t punches;
-
-  _Atomic uint64_t stores;
-  _Atomic uint64_t copies;
-  _Atomic uint64_t copied_bytes;
-  _Atomic uint64_t flushes;
-  _Atomic uint64_t fences;
-  _Atomic uint64_t syncs;
-  _Atomic uint64_t block_changes;
-};
-
-/* Orders nothing. */
-static void count(_Atomic uint64_t *counter, uint64_t n)
+void watch_begin(const struct persist *p)
 {
-  atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+  if (p->watched)
+    g_mutex_lock(&watch_lock);
 }
+
+void watch_end(const struct persist *p)
+{
+  if (p->watched)
+    g_mutex_unlock(&watch_lock);
+}
+
+void persist_set_watch(const struct persist_watch *w) { persist_watch = w; }
 
 /* ---- What a file can do ---- */
 
@@ -117,6 +91,11 @@ int persist_open(int fd, const char *path, struct persist **persist)
   g_mutex_init(&p->sync_lock);
   g_mutex_init(&p->seek_lock);
   p->reserved = g_hash_table_new(NULL, NULL);
+  if (persist_watch) {
+    g_mutex_lock(&watch_lock);
+    p->watched = persist_watch->open(fd, path, p->mode);
+    g_mutex_unlock(&watch_lock);
+  }
   *persist = p;
   return 0;
 }
@@ -125,6 +104,10 @@ void persist_close(struct persist *p)
 {
   if (!p)
     return;
+  watch_begin(p);
+  if (p->watched)
+    persist_watch->close(p->watched);
+  watch_end(p);
   for (unsigned i = 0; i < ALIAS_BUCKETS; i++) {
     struct alias *next;
 
@@ -216,10 +199,34 @@ static char *alias_get(struct persist *p, uint64_t offset, uint64_t *length)
 
 /* ---- The places that change the media ---- */
 
-static void media_flush(struct persist *p, const void *address, uint64_t length)
+static void media_flush(struct persist *p, uint64_t offset, const void *address, uint64_t length)
 {
+  watch_begin(p);
   pmem_flush(address, length);
+  if (p->watched)
+    persist_watch->flush(p->watched, offset, length);
+  watch_end(p);
   count(&p->flushes, 1);
+}
+
+/* A mapping that belongs to others. */
+static void media_flush_memory(struct persist *p, const void *address, uint64_t length)
+{
+  watch_begin(p);
+  pmem_flush(address, length);
+  if (p->watched)
+    persist_watch->flush_memory(p->watched, address, length);
+  watch_end(p);
+  count(&p->flushes, 1);
+}
+
+static void media_drain(struct persist *p)
+{
+  watch_begin(p);
+  if (p->watched)
+    persist_watch->drain(p->watched);
+  pmem_drain();
+  watch_end(p);
 }
 
 /* Stores a word, or sets bits of it, and in PMEM mode flushes it. */
@@ -230,21 +237,31 @@ static int media_word(struct persist *p, uint64_t offset, uint64_t value, bool s
 
   if (!word)
     return -ENOMEM;
+  value = htole64(value);
+  watch_begin(p);
   if (set_bits)
-    __atomic_fetch_or(word, htole64(value), __ATOMIC_SEQ_CST);
+    value |= __atomic_fetch_or(word, value, __ATOMIC_SEQ_CST);
   else
-    __atomic_store_n(word, htole64(value), __ATOMIC_SEQ_CST);
+    __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
+  if (p->watched)
+    persist_watch->store(p->watched, offset, &value, 8, false);
+  watch_end(p);
   count(&p->stores, 1);
   if (p->mode == PERSIST_PMEM)
-    media_flush(p, word, 8);
+    media_flush(p, offset, word, 8);
   return 0;
 }
 
 static int media_copy_file(struct persist *p, uint64_t offset, const char *source, size_t length)
 {
   while (length) {
-    ssize_t n = pwrite(p->fd, source, length, (off_t)offset);
+    ssize_t n;
 
+    watch_begin(p);
+    n = pwrite(p->fd, source, length, (off_t)offset);
+    if (p->watched && n > 0)
+      persist_watch->store(p->watched, offset, source, (uint64_t)n, false);
+    watch_end(p);
     if (n < 0 && errno == EINTR)
       continue;
     if (n <= 0)
@@ -269,7 +286,11 @@ static int media_copy(struct persist *p, uint64_t offset, const char *source, si
 
     if (!target)
       return -ENOMEM;
+    watch_begin(p);
     pmem_memcpy_nodrain(target, source, n);
+    if (p->watched)
+      persist_watch->store(p->watched, offset, source, n, true);
+    watch_end(p);
     offset += n;
     source += n;
     length -= n;
@@ -288,21 +309,16 @@ static void media_sync(struct persist *p)
   if (p->paid < debt && !p->error) {
     debt = p->owed;
     count(&p->syncs, 1);
+    watch_begin(p);
+    if (p->watched)
+      persist_watch->sync(p->watched);
+    watch_end(p);
     if (fdatasync(p->fd) < 0)
       p->error = errno; /* the kernel tells only once, and has dropped what it could not write */
     else
       p->paid = debt;
   }
   g_mutex_unlock(&p->sync_lock);
-}
-
-static int change_blocks(struct persist *p, int mode, uint64_t offset, uint64_t length)
-{
-  count(&p->block_changes, 1);
-  while (fallocate(p->fd, mode, (off_t)offset, (off_t)length) < 0)
-    if (errno != EINTR)
-      return -errno;
-  return 0;
 }
 
 /* ---- Stores ---- */
@@ -325,7 +341,7 @@ int persist_or64(struct persist *p, uint64_t offset, uint64_t bits)
 void persist_drain(struct persist *p)
 {
   if (p->mode == PERSIST_PMEM)
-    pmem_drain();
+    media_drain(p);
 }
 
 int persist_fence(struct persist *p)
@@ -334,7 +350,7 @@ int persist_fence(struct persist *p)
 
   count(&p->fences, 1);
   if (p->mode == PERSIST_PMEM)
-    pmem_drain();
+    media_drain(p);
   else
     atomic_fetch_add(&p->owed, 1);
   media_sync(p);
@@ -369,7 +385,7 @@ int persist_writeback(struct persist *p, uint64_t offset, uint64_t length)
 
       if (!address)
         return -ENOMEM;
-      media_flush(p, address, n);
+      media_flush(p, offset, address, n);
       offset += n;
     }
   }
@@ -377,7 +393,7 @@ int persist_writeback(struct persist *p, uint64_t offset, uint64_t length)
 
 void persist_flush_memory(struct persist *p, const void *address, uint64_t length)
 {
-  media_flush(p, address, length);
+  media_flush_memory(p, address, length);
 }
 
 /* ---- Reading ---- */
@@ -400,156 +416,4 @@ int persist_read(struct persist *p, uint64_t offset, void *buffer, size_t length
     length -= (size_t)n;
   }
   return 0;
-}
-
-uint64_t persist_seek(struct persist *p, uint64_t offset, uint64_t end, bool data)
-{
-  uint64_t punches = p->punches;
-  off_t found;
-
-  if (offset >= end)
-    return end;
-  g_mutex_lock(&p->seek_lock);
-  found = offset >= p->data_from && offset < p->data_to ? (off_t)p->data_to : -1;
-  g_mutex_unlock(&p->seek_lock);
-  if (found >= 0)
-    return data ? offset : MIN((uint64_t)found, end);
-  found = lseek(p->fd, (off_t)offset, data ? SEEK_DATA : SEEK_HOLE);
-  if (found >= 0) {
-    g_mutex_lock(&p->seek_lock);
-    if (!data && (uint64_t)found > offset && p->punches == punches) {
-      p->data_from = offset;
-      p->data_to = (uint64_t)found;
-    }
-    g_mutex_unlock(&p->seek_lock);
-    return MIN((uint64_t)found, end);
-  }
-  if (errno == ENXIO) /* at or beyond the end of the file, or no more data */
-    return data ? end : offset;
-  return data ? offset : end;
-}
-
-/* ---- Blocks ---- */
-
-static int blocks_failed(struct persist *p, int ret, const char *what, uint64_t offset, uint64_t length)
-{
-  if (ret == -ENOSPC || ret == -EDQUOT)
-    return fail(ENOSPC, "%s: no space left %s (%" PRIu64 " bytes at offset %" PRIu64 " needed)", p->path,
-                ret == -ENOSPC ? "on the file system" : "in the disk quota", length, offset);
-  if (ret == -EOPNOTSUPP)
-    return fail(ENOTSUP, "%s: the file system cannot %s", p->path, what);
-  return fail_errno(-ret, "%s: cannot %s (%" PRIu64 " bytes at offset %" PRIu64 ")", p->path, what,
-                    length, offset);
-}
-
-int persist_allocate(struct persist *p, uint64_t offset, uint64_t length)
-{
-  int ret;
-
-  if (!length)
-    return 0;
-  /* Owes no sync: a crash that loses blocks of zeros leaves holes, which read as zeros. */
-  ret = change_blocks(p, FALLOC_FL_KEEP_SIZE, offset, length);
-  return ret ? blocks_failed(p, ret, "reserve space", offset, length) : 0;
-}
-
-static gpointer reserved_key(uint64_t chunk) { return GSIZE_TO_POINTER((gsize)chunk); }
-
-static uint64_t reserved_get(const struct persist *p, uint64_t chunk)
-{
-  return GPOINTER_TO_SIZE(g_hash_table_lookup(p->reserved, reserved_key(chunk)));
-}
-
-/* The bits of CHUNK that stand for pages [first, end) of the file. */
-static uint64_t reserved_bits(uint64_t chunk, uint64_t first, uint64_t end)
-{
-  uint64_t from = MAX(first, chunk * 64) - chunk * 64;
-  uint64_t to = MIN(end, chunk * 64 + 64) - chunk * 64;
-
-  return (to == 64 ? ~UINT64_C(0) : (UINT64_C(1) << to) - 1) & ~UINT64_C(0) << from;
-}
-
-int persist_reserve(struct persist *p, uint64_t offset, uint64_t length)
-{
-  uint64_t first = offset >> PAGE_SHIFT;
-  uint64_t end = (offset + length + PAGE_BYTES - 1) >> PAGE_SHIFT;
-  uint64_t from = end;          /* [from, to): from the first page that is missing to the last one */
-  uint64_t to = end;
-  int ret = 0;
-
-  g_mutex_lock(&p->lock);
-  for (uint64_t chunk = first / 64; chunk * 64 < end; chunk++) {
-    uint64_t missing = reserved_bits(chunk, first, end) & ~reserved_get(p, chunk);
-
-    if (!missing)
-      continue;
-    from = MIN(from, chunk * 64 + (uint64_t)__builtin_ctzll(missing));
-    to = chunk * 64 + 64 - (uint64_t)__builtin_clzll(missing);
-  }
-  /* In one call, so that it is all or nothing: asking for what is there is harmless. */
-  if (from < end)
-    ret = persist_allocate(p, from << PAGE_SHIFT, (to - from) << PAGE_SHIFT);
-  for (uint64_t chunk = from / 64; ret == 0 && from < end && chunk * 64 < to; chunk++)
-    g_hash_table_replace(
-      p->reserved, reserved_key(chunk),
-      GSIZE_TO_POINTER((gsize)(reserved_get(p, chunk) | reserved_bits(chunk, from, to))));
-  g_mutex_unlock(&p->lock);
-  return ret;
-}
-
-static gboolean reserved_forget(gpointer key, gpointer value, gpointer range)
-{
-  uint64_t chunk = GPOINTER_TO_SIZE(key);
-  const uint64_t *chunks = range;
-
-  (void)value;
-  return chunk >= chunks[0] && chunk < chunks[1];
-}
-
-int persist_punch(struct persist *p, uint64_t offset, uint64_t length)
-{
-  uint64_t chunks[2] = { offset >> CHUNK_SHIFT, ((offset + length - 1) >> CHUNK_SHIFT) + 1 };
-  int ret;
-
-  if (!length)
-    return 0;
-  g_mutex_lock(&p->lock);
-  if (chunks[1] - chunks[0] > g_hash_table_size(p->reserved))
-    g_hash_table_foreach_remove(p->reserved, reserved_forget, chunks);
-  else
-    for (uint64_t chunk = chunks[0]; chunk < chunks[1]; chunk++)
-      g_hash_table_remove(p->reserved, reserved_key(chunk));
-  g_mutex_unlock(&p->lock);
-  ret = change_blocks(p, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
-  g_mutex_lock(&p->seek_lock);
-  p->punches++;
-  if (offset < p->data_to && offset + length > p->data_from)
-    p->data_from = p->data_to = 0;
-  g_mutex_unlock(&p->seek_lock);
-  if (ret)
-    return blocks_failed(p, ret, "punch holes", offset, length);
-  atomic_fetch_add(&p->owed, 1);
-  return 0;
-}
-
-int persist_grow(struct persist *p, uint64_t size)
-{
-  struct stat st;
-  int ret = 0;
-
-  g_mutex_lock(&p->lock); /* or the smaller of two growths could come last */
-  if (fstat(p->fd, &st) < 0)
-    ret = fail_errno(errno, "%s: cannot get the size of the file", p->path);
-  else if ((uint64_t)st.st_size < size) {
-    count(&p->block_changes, 1);
-    while (ret == 0 && ftruncate(p->fd, (off_t)size) < 0)
-      if (errno == EFBIG || errno == EINVAL)
-        ret = fail(EFBIG, "%s: the file system allows no file of %" PRIu64 " bytes", p->path, size);
-      else if (errno != EINTR)
-        ret = fail_errno(errno, "%s: cannot grow the file to %" PRIu64 " bytes", p->path, size);
-    if (ret == 0)
-      atomic_fetch_add(&p->owed, 1);
-  }
-  g_mutex_unlock(&p->lock);
-  return ret;
 }

@@ -49,6 +49,28 @@ struct persist_counts {
 
 void persist_get_counts(const struct persist *p, struct persist_counts *counts);
 
+/* What a test may watch: every change of the media as it is made. Each call comes with one lock held for
+ * all files and threads, so that the order of the calls is the order of the changes. */
+struct persist_watch {
+  /* A file was opened for writing: returns what the other calls get as FILE; NULL: it is not watched. */
+  void *(*open)(int fd, const char *path, enum persist_mode mode);
+  void (*close)(void *file);
+  /* LENGTH bytes were stored, as FROM has them. WRITTEN_BACK: past the cache, so that the thread's next
+   * drain makes them durable (a copy in PMEM mode). */
+  void (*store)(void *file, uint64_t offset, const void *from, uint64_t length, bool written_back);
+  /* The thread's next drain makes durable what is stored there now: a range of the file, or of any
+   * mapping in this process. */
+  void (*flush)(void *file, uint64_t offset, uint64_t length);
+  void (*flush_memory)(void *file, const void *address, uint64_t length);
+  void (*drain)(void *file);    /* before a store fence */
+  void (*sync)(void *file);     /* before fdatasync(2) */
+  void (*punch)(void *file, uint64_t offset, uint64_t length);          /* done, owes a sync */
+  void (*grow)(void *file, uint64_t size);                              /* done, owes a sync */
+};
+
+/* For files opened from now on; NULL: none. Only while none is open. */
+void persist_set_watch(const struct persist_watch *watch);
+
 /* Reads through the file (coherent with all stores made here). A short read is -EUCLEAN. Any thread. */
 int persist_read(struct persist *p, uint64_t offset, void *buffer, size_t length);
 

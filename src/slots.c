@@ -12,6 +12,7 @@
 
 #include "bits.h"
 #include "error.h"
+#include "order.h"
 
 #include <string.h>
 
@@ -355,7 +356,7 @@ int slots_prepare(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t previ
   if (ret == 0)
     ret = persist_reserve(st->p, geometry_map_word(unit), 8);
   if (ret == 0 && !never_used)
-    ret = persist_punch(st->p, geometry_data(&st->geo, *index), st->geo.unit_bytes);
+    ret = ORDERED("2.1", persist_punch(st->p, geometry_data(&st->geo, *index), st->geo.unit_bytes));
   if (ret == 0)
     ret = clear_bitmap(st, *index);
   if (ret == 0)
@@ -392,7 +393,7 @@ int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer)
   if (ret == 0)
     ret = persist_store64(st->p, word, slot->previous ? SLOT_REF(slot->previous) : 0);
   if (ret == 0)
-    ret = persist_fence(st->p);
+    ret = ORDERED("4.2", persist_fence(st->p));
   if (ret == 0)
     ret = persist_punch(st->p, geometry_data(&st->geo, slot->index), st->geo.unit_bytes);
   if (ret == 0)

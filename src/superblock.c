@@ -9,6 +9,7 @@
 
 #include "crc32c.h"
 #include "error.h"
+#include "order.h"
 #include "slotwalk.h"
 
 #include <libpcow/libpcow.h>
@@ -382,10 +383,10 @@ int superblock_commit(struct persist *p, const char *path, struct superblock *sb
    *   4. Fence. Both are equal again; only now may the caller free what the old state referred to. */
   ret = persist_copy(p, SUPERBLOCK_OFFSET(first), &disk, sizeof(disk));
   if (ret == 0)
-    ret = persist_fence(p);
+    ret = ORDERED("3.2", persist_fence(p));
   if (ret == 0)
-    ret = persist_copy(p, SUPERBLOCK_OFFSET(1 - first), &disk, sizeof(disk));
+    ret = ORDERED("3.3", persist_copy(p, SUPERBLOCK_OFFSET(1 - first), &disk, sizeof(disk)));
   if (ret == 0)
-    ret = persist_fence(p);
+    ret = ORDERED("3.4", persist_fence(p));
   return ret;
 }

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What persist.c and persistspace.c share; private to them.
+ */
+#ifndef PCOW_PERSISTSTATE_H
+#define PCOW_PERSISTSTATE_H
+
+#include "persist.h"
+
+#include <glib.h>
+#include <stdatomic.h>
+
+#define ALIAS_BUCKETS 256u
+
+struct alias;
+
+struct persist {
+  int fd;
+  void *watched;                /* what watch->open() gave; NULL: nobody watches */
+  char *path;
+  enum persist_mode mode;
+  bool map_sync;                /* the file system makes blocks durable before a store can reach them */
+  GMutex lock;                  /* aliases (adding), reserved, growing */
+  _Atomic(struct alias *) aliases[ALIAS_BUCKETS];
+  GHashTable *reserved;         /* chunk number → bits */
+
+  /* Syncs that are owed and done are counted, not flagged: one thread's sync pays for all that was
+   * owed when it began, and a thread whose debt is being paid by another waits for it. */
+  _Atomic uint64_t owed;
+  _Atomic uint64_t paid;
+  _Atomic int error;            /* errno of the first failed sync; set under sync_lock */
+  GMutex sync_lock;
+
+  /* Where data was found last: tmpfs looks for the end of data page by page, so that asking for each of
+   * many runs in one large extent would cost the square of its size. Only a punch makes data a hole. */
+  GMutex seek_lock;
+  uint64_t data_from, data_to;
+  _Atomic uint64_t punches;
+
+  _Atomic uint64_t stores;
+  _Atomic uint64_t copies;
+  _Atomic uint64_t copied_bytes;
+  _Atomic uint64_t flushes;
+  _Atomic uint64_t fences;
+  _Atomic uint64_t syncs;
+  _Atomic uint64_t block_changes;
+};
+
+/* Orders nothing. */
+static inline void count(_Atomic uint64_t *counter, uint64_t n)
+{
+  atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+/* Watching is for tests: NULL otherwise. */
+extern const struct persist_watch *persist_watch;
+
+/* Around each change of a watched file: the order of calls is the order of changes. */
+void watch_begin(const struct persist *p);
+void watch_end(const struct persist *p);
+
+#endif
