@@ -32,18 +32,18 @@ struct alias {
 };
 
 const struct persist_watch *persist_watch;
-static GMutex watch_lock;
+static GRecMutex watch_lock;   /* recursive: a watcher may use the library on other files */
 
 void watch_begin(const struct persist *p)
 {
   if (p->watched)
-    g_mutex_lock(&watch_lock);
+    g_rec_mutex_lock(&watch_lock);
 }
 
 void watch_end(const struct persist *p)
 {
   if (p->watched)
-    g_mutex_unlock(&watch_lock);
+    g_rec_mutex_unlock(&watch_lock);
 }
 
 void persist_set_watch(const struct persist_watch *w) { persist_watch = w; }
@@ -92,9 +92,9 @@ int persist_open(int fd, const char *path, struct persist **persist)
   g_mutex_init(&p->seek_lock);
   p->reserved = g_hash_table_new(NULL, NULL);
   if (persist_watch) {
-    g_mutex_lock(&watch_lock);
+    g_rec_mutex_lock(&watch_lock);
     p->watched = persist_watch->open(fd, path, p->mode);
-    g_mutex_unlock(&watch_lock);
+    g_rec_mutex_unlock(&watch_lock);
   }
   *persist = p;
   return 0;
