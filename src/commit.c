@@ -21,7 +21,8 @@
 
 /* The base while it is written. */
 struct target {
-  char *path;
+  struct base_path file;
+  const char *path;             /* file.path */
   pcow_image *image;            /* a pcow base; else */
   int fd;                       /* a raw base */
   bool fixed;                   /* a block device: its size cannot change */
@@ -38,14 +39,10 @@ static int raw_stat(const struct target *t, struct stat *st)
 static int raw_open(struct target *t, const struct layer *layer, uint64_t size)
 {
   struct stat st;
-  int r;
 
-  t->fd = open(t->path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+  t->fd = base_path_open(&t->file, O_RDWR, true, &st);
   if (t->fd < 0)
-    return fail_errno(errno, "%s: cannot open for writing", t->path);
-  r = raw_stat(t, &st);
-  if (r < 0)
-    return r;
+    return t->fd;
   if (st.st_dev != layer->dev || st.st_ino != layer->ino)
     return fail(ESTALE, "%s: was replaced by another file while it was open", t->path);
   t->size = (uint64_t)st.st_size;
@@ -126,11 +123,10 @@ static int target_zero(const struct target *t, uint64_t offset, uint64_t end)
   return raw_zero(t, offset, end - offset);
 }
 
-/* Opens the base as the one that REF describes; its session gets the tag that REF accepts. */
+/* Opens the base, by the policy of the overlay's handle, as the one that REF describes; its session gets the tag that REF accepts. */
 static int target_open(struct target *t, const pcow_image *overlay, const struct layer *raw,
                        const struct base_ref *ref, bool *begun)
 {
-  struct pcow_open_options options = PCOW_INIT(options);
   uint64_t size = overlay->store->sb.virtual_size;
   const struct superblock *sb;
   int r;
@@ -139,8 +135,7 @@ static int target_open(struct target *t, const pcow_image *overlay, const struct
   if (ref->format == BASE_RAW)
     return raw_open(t, raw, size);
 
-  options.flags = PCOW_OPEN_RDWR | (overlay->flags & PCOW_OPEN_FORCE_BASE);
-  r = pcow_open(t->path, &options, &t->image);
+  r = image_open_base(&t->file, overlay->policy, overlay->flags & PCOW_OPEN_FORCE_BASE, &t->image);
   if (r < 0)
     return r;
   sb = &t->image->store->sb;
@@ -296,9 +291,8 @@ static struct layer *detach_base(pcow_image *image)
 /* Opens the chain beneath again. When that fails the handle has no content any more. */
 static int attach_base(pcow_image *image, const struct base_ref *ref)
 {
-  unsigned flags = image->flags & PCOW_OPEN_FORCE_BASE ? LAYER_FORCE_BASE : 0;
   struct layer *base;
-  int r = layer_open_base(image->full_path, ref, image->layer, flags, &base);
+  int r = layer_open_base(ref, image->layer, image->policy, image_layer_flags(image), &base);
 
   if (r < 0) {
     image->flags |= PCOW_OPEN_NO_BASE;
@@ -330,8 +324,9 @@ static int commit_write(pcow_image *image, struct base_ref *ref, pcow_progress_f
   r = commit_reference(s, ref);
   if (r < 0)
     return r;
-  target.path = layer_base_path(image->full_path, ref);
   old = detach_base(image);
+  base_path_copy(&target.file, &old->file); /* it is written where, and as, it was read */
+  target.path = target.file.path;
   if (ref->format == BASE_PCOW)
     layer_close(g_steal_pointer(&old));
   r = target_open(&target, image, old, ref, &begun);
@@ -339,7 +334,7 @@ static int commit_write(pcow_image *image, struct base_ref *ref, pcow_progress_f
   if (r == 0)
     r = copy_all(image, &target, progress, opaque);
   closed = target_close(&target, ref);
-  g_free(target.path);
+  base_path_clear(&target.file);
   if (closed < 0)
     return closed;
   if (begun && ref->format == BASE_PCOW)

@@ -15,6 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define CREATE_FLAGS (PCOW_CREATE_REPLACE | PCOW_CREATE_BASES)
+
 static int choose_unit(const char *path, uint64_t wanted, uint64_t size, unsigned *shift)
 {
   *shift = UNIT_SHIFT_DEFAULT;
@@ -113,6 +115,7 @@ API int pcow_create(const char *path, uint64_t virtual_size, const struct pcow_c
 {
   struct pcow_create_options o = { 0 };
   struct superblock sb = { .sequence = 1, .head_epoch = 1, .next_epoch = 2 };
+  struct base_policy *policy = NULL;
   g_autofree char *temporary = NULL;
   g_autofree char *dir = NULL;
   uint64_t base_size = 0;
@@ -123,8 +126,8 @@ API int pcow_create(const char *path, uint64_t virtual_size, const struct pcow_c
     ret = options_read(options, sizeof(size_t), &o, sizeof(o));
   if (ret)
     return ret;
-  if (o.flags & ~PCOW_CREATE_REPLACE)
-    return fail(EINVAL, "%s: unknown creation flags 0x%x", path, o.flags & ~PCOW_CREATE_REPLACE);
+  if (o.flags & ~CREATE_FLAGS)
+    return fail(EINVAL, "%s: unknown creation flags 0x%x", path, o.flags & ~CREATE_FLAGS);
   if (!*path)
     return fail(EINVAL, "the path of the image is empty");
   if (o.base_snapshot && !o.base)
@@ -133,8 +136,11 @@ API int pcow_create(const char *path, uint64_t virtual_size, const struct pcow_c
     ret = check_replaceable(path);
   else if (access(path, F_OK) == 0)
     ret = fail(EEXIST, "%s: exists already", path);
+  if (ret == 0)
+    ret = base_policy_new(path, o.flags & PCOW_CREATE_BASES, o.base_dir, &policy);
   if (ret == 0 && o.base)
-    ret = layer_describe_base(path, o.base, o.base_format, o.base_snapshot, &sb.base, &base_size);
+    ret = layer_describe_base(path, o.base, o.base_format, o.base_snapshot, policy, &sb.base, &base_size);
+  base_policy_unref(policy);
   if (ret)
     return ret;
 

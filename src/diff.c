@@ -35,7 +35,6 @@ struct diff {
 
 static int side_open(pcow_image *image, const char *name, struct side *side)
 {
-  unsigned flags = image->flags & PCOW_OPEN_FORCE_BASE ? LAYER_FORCE_BASE : 0;
   int r = 0;
 
   if (!name && (image->store || !image->snapshot)) {
@@ -46,7 +45,7 @@ static int side_open(pcow_image *image, const char *name, struct side *side)
     side->layer = image->layer;
     side->size = image_size(image);
   } else {
-    r = layer_open_image(image->full_path, name, flags, &side->layer, NULL);
+    r = layer_open_image(image->file.full, name, image->policy, image_layer_flags(image), &side->layer, NULL);
     side->owned = r == 0;
     side->size = r == 0 ? side->layer->size : 0;
   }

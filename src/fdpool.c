@@ -2,7 +2,8 @@
  *
  * A process-wide least-recently-used queue of idle layer descriptors. Descriptors in use are never
  * closed; idle ones are, when there are more than an eighth of RLIMIT_NOFILE (at most 128), or when
- * opening a file fails for lack of descriptors.
+ * opening a file fails for lack of descriptors. A file is opened again as it was opened first: by the
+ * same policy (basepath.h), and it must be the same file.
  */
 #include "fdpool.h"
 
@@ -77,14 +78,14 @@ static int open_again(struct layer *l)
   int fd;
 
   do {
-    fd = open(l->full_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd >= 0 || (errno != EMFILE && errno != ENFILE) || g_queue_is_empty(&idle))
+    fd = base_path_open(&l->file, O_RDONLY, l->format == BASE_RAW, &st);
+    if (fd >= 0 || (fd != -EMFILE && fd != -ENFILE) || g_queue_is_empty(&idle))
       break;
     close_idle(g_queue_peek_head(&idle));
   } while (true);
   if (fd < 0)
-    return fail_errno(errno, "%s: cannot open again", l->path);
-  if (fstat(fd, &st) || st.st_dev != l->dev || st.st_ino != l->ino) {
+    return fd;
+  if (st.st_dev != l->dev || st.st_ino != l->ino) {
     close(fd);
     return fail(ESTALE, "%s: was replaced by another file while it was open", l->path);
   }

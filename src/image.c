@@ -99,7 +99,7 @@ int image_reload(struct pcow_image *image, struct layer *base)
     base = old->base;
   if (base == old->base)
     old->base = NULL;
-  top = layer_new_top(st->fd, st->path, &st->sb, image_view_beneath_head(st), base);
+  top = layer_new_top(st->fd, &image->file, &st->sb, image_view_beneath_head(st), base);
   head_reset(image->head, top);
   image->layer = top;
   layer_close(old);

@@ -17,12 +17,17 @@
 
 struct pcow_image {
   pthread_rwlock_t lock;        /* prefers readers: see docs/architecture.md */
-  char *path;                   /* as given, for messages */
-  char *full_path;              /* absolute: what is opened later, after a chdir(2), too */
+  const char *path;             /* file.path, for messages */
+  struct base_path file;        /* what is opened later, after a chdir(2), too */
+  struct base_policy *policy;   /* for the paths of bases */
+  bool base_named;              /* the base was named by the caller, in a rebase of this handle */
   unsigned flags;               /* PCOW_OPEN_* */
   struct layer *layer;          /* NULL with PCOW_OPEN_INFO; for writing: all that is beneath the head */
   struct epochs *epochs;        /* for writing: the store's */
   struct superblock sb;         /* read-only handles: as read; for writing use store->sb */
+  int fd;                       /* PCOW_OPEN_INFO: the file; else -1 */
+  bool raw;                     /* PCOW_OPEN_INFO: a raw base */
+  GArray *seen;                 /* struct seen_file of pcow_open_base(), this image last; or NULL */
   char *snapshot;               /* name of the open snapshot, or NULL */
   GPtrArray *strings;           /* that pcow_get_info() gave out */
   struct view_cache *runs;      /* read-only: resolved units */
@@ -36,6 +41,12 @@ struct pcow_image {
   pcow_mapping *map;            /* the writable mapping, or NULL */
   GPtrArray *maps;              /* all mappings of this handle */
 };
+
+/* Opens FILE, a base, for writing; its own bases follow POLICY. For a commit into it. */
+int image_open_base(const struct base_path *file, struct base_policy *policy, unsigned flags,
+                    pcow_image **image);
+/* LAYER_* with which the chain beneath is opened. */
+unsigned image_layer_flags(const struct pcow_image *image);
 
 /* The superblock that counts for the handle. */
 const struct superblock *image_superblock(const struct pcow_image *image);

@@ -6,26 +6,26 @@
 
 #include "error.h"
 
-#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 /* Blocks and durability of the file: of the open one where there is one. */
 static int file_info(struct pcow_image *image, struct pcow_info *info)
 {
   struct stat st;
   int ret = 0;
-  int fd = image->store ? image->store->fd : open(image->full_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  int fd = image->store ? image->store->fd : image->layer ? layer_fd_get(image->layer) : image->fd;
 
-  if (fd < 0 || fstat(fd, &st)) {
+  if (fd < 0)
+    return fd;
+  if (fstat(fd, &st)) {
     ret = fail_errno(errno, "%s: cannot get the status", image->path);
   } else {
     info->allocated_size = (uint64_t)st.st_blocks * 512;
     info->durability = persist_detect(fd) == PERSIST_PMEM ? PCOW_STORE_DURABLE : PCOW_FLUSH_DURABLE;
   }
-  if (fd >= 0 && !image->store)
-    close(fd);
+  if (!image->store && image->layer)
+    layer_fd_put(image->layer);
   return ret;
 }
 
@@ -45,24 +45,24 @@ static const char *keep_string(struct pcow_image *image, char *s)
   return g_ptr_array_index(image->strings, at);
 }
 
-/* The name of the base's snapshot, where the base can be read without locks; else NULL. */
-static char *base_snapshot_name(const char *path, const struct base_ref *ref)
+/* The name of the base's snapshot, from the open base; else NULL. */
+static char *base_snapshot_name(struct layer *base, const struct base_ref *ref)
 {
   struct superblock sb;
   struct epochs *epochs;
   char *name = NULL;
-  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  int fd = layer_fd_get(base);
 
   if (fd < 0)
     return NULL;
-  if (layer_read_tree(fd, path, false, &sb, &epochs) == 0) {
+  if (layer_read_tree(fd, base->path, false, &sb, &epochs) == 0) {
     const struct epoch *e = epochs_get(epochs, ref->epoch);
 
     if (e && e->state == EPOCH_SNAPSHOT && memcmp(e->guid, ref->guid, sizeof(ref->guid)) == 0)
       name = g_strdup(e->name);
     epochs_free(epochs);
   }
-  close(fd);
+  layer_fd_put(base);
   return name;
 }
 
@@ -78,6 +78,12 @@ API int pcow_get_info(pcow_image *image, struct pcow_info *info)
   ret = file_info(image, &full);
   if (ret)
     return ret;
+  if (image->raw) {
+    full.format_version = 0;
+    full.virtual_size = image->sb.virtual_size;
+    result_write(info, &full, sizeof(full));
+    return 0;
+  }
   pthread_rwlock_wrlock(&image->lock);  /* for the strings */
   snapshots = epochs_snapshots(image->epochs);
   g_hash_table_iter_init(&iter, image->epochs->by_id);
@@ -97,9 +103,9 @@ API int pcow_get_info(pcow_image *image, struct pcow_info *info)
   full.base_format = sb->base.format;
   if (sb->base.format != BASE_NONE) {
     full.base = keep_string(image, g_strdup(sb->base.path));
-    full.base_path = keep_string(image, layer_base_path(image->path, &sb->base));
-    if (sb->base.epoch && !(image->flags & PCOW_OPEN_INFO))
-      full.base_snapshot = keep_string(image, base_snapshot_name(full.base_path, &sb->base));
+    full.base_path = keep_string(image, base_path_display(image->path, &sb->base));
+    if (sb->base.epoch && image->layer && image->layer->base)
+      full.base_snapshot = keep_string(image, base_snapshot_name(image->layer->base, &sb->base));
     full.base_epoch = sb->base.epoch;
   }
   pthread_rwlock_unlock(&image->lock);

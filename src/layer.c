@@ -28,13 +28,15 @@ struct wanted {
   const struct base_ref *ref;   /* what it must be, or NULL */
 };
 
-static struct layer *layer_alloc(const char *path, enum base_format format, struct layer *above)
+/* Takes over what is in FILE. */
+static struct layer *layer_alloc(struct base_path *file, enum base_format format, struct layer *above)
 {
   struct layer *l = g_new0(struct layer, 1);
 
   l->format = format;
-  l->path = g_strdup(path);
-  l->full_path = g_canonicalize_filename(path, NULL);
+  l->file = *file;
+  l->path = l->file.path;
+  memset(file, 0, sizeof(*file));
   l->above = above;
   l->depth = above ? above->depth + 1 : 0;
   l->fd = -1;
@@ -53,8 +55,7 @@ void layer_close(struct layer *layer)
       munmap(layer->pin, PAGE_BYTES);
     epoch_view_free(layer->view);
     g_mutex_clear(&layer->walk_mutex);
-    g_free(layer->full_path);
-    g_free(layer->path);
+    base_path_clear(&layer->file);
     g_free(layer);
     layer = base;
   }
@@ -102,17 +103,11 @@ void layer_walk_end(struct layer *layer, int fd)
  * descriptor, as of layer_fd_get(). */
 static int open_file(struct layer *l, struct stat *st)
 {
-  int fd = open(l->full_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  int fd = base_path_open(&l->file, O_RDONLY, l->format == BASE_RAW, st);
 
   if (fd < 0)
-    return fail_errno(errno, "%s: cannot open", l->path);
+    return fd;
   fdpool_add(l, fd);
-  if (fstat(fd, st))
-    return fail_errno(errno, "%s: cannot get the status", l->path);
-  if (S_ISDIR(st->st_mode))
-    return fail(EISDIR, "%s: is a directory", l->path);
-  if (!S_ISREG(st->st_mode) && !(S_ISBLK(st->st_mode) && l->format == BASE_RAW))
-    return fail(EINVAL, "%s: is not a regular file", l->path);
   l->dev = st->st_dev;
   l->ino = st->st_ino;
   l->tmpfs = S_ISREG(st->st_mode) && persist_is_tmpfs(fd);
@@ -249,10 +244,10 @@ static int check_identity(const struct layer *l, const struct epochs *epochs, co
               l->above->path);
 }
 
-static int open_pcow(const char *path, const struct wanted *w, struct layer *above, unsigned flags,
+static int open_pcow(struct base_path *file, const struct wanted *w, struct layer *above, unsigned flags,
                      struct layer **layer, struct epochs **out_epochs)
 {
-  struct layer *l = layer_alloc(path, BASE_PCOW, above);
+  struct layer *l = layer_alloc(file, BASE_PCOW, above);
   struct epochs *epochs = NULL;
   const struct epoch *e;
   struct stat st;
@@ -299,19 +294,18 @@ out:
   return 0;
 }
 
-/* Bytes of a raw file, not rounded. */
-static int raw_size(struct layer *l, int fd, const struct stat *st, uint64_t *size)
+int raw_size(int fd, const char *path, const struct stat *st, uint64_t *size)
 {
   *size = (uint64_t)st->st_size;
   if (S_ISBLK(st->st_mode) && ioctl(fd, BLKGETSIZE64, size))
-    return fail_errno(errno, "%s: cannot get the size", l->path);
+    return fail_errno(errno, "%s: cannot get the size", path);
   return 0;
 }
 
-static int open_raw(const char *path, const struct base_ref *ref, struct layer *above, unsigned flags,
+static int open_raw(struct base_path *file, const struct base_ref *ref, struct layer *above, unsigned flags,
                     struct layer **layer)
 {
-  struct layer *l = layer_alloc(path, BASE_RAW, above);
+  struct layer *l = layer_alloc(file, BASE_RAW, above);
   uint64_t size = 0;
   struct stat st;
   int fd = open_file(l, &st);
@@ -319,7 +313,7 @@ static int open_raw(const char *path, const struct base_ref *ref, struct layer *
 
   if (fd < 0)
     goto out;
-  ret = raw_size(l, fd, &st, &size);
+  ret = raw_size(fd, l->path, &st, &size);
   if (ret)
     goto out;
   /* While a commit into the file is under way it may be like anything. */
@@ -346,17 +340,7 @@ out:
   return ret;
 }
 
-char *layer_base_path(const char *image_path, const struct base_ref *ref)
-{
-  g_autofree char *dir = NULL;
-
-  if (g_path_is_absolute(ref->path))
-    return g_strdup(ref->path);
-  dir = g_path_get_dirname(image_path);
-  return strcmp(dir, ".") ? g_build_filename(dir, ref->path, NULL) : g_strdup(ref->path);
-}
-
-int layer_open_base(const char *image_path, const struct base_ref *ref, struct layer *above,
+int layer_open_base(const struct base_ref *ref, struct layer *above, struct base_policy *policy,
                     unsigned flags, struct layer **base)
 {
   struct layer *top = NULL;
@@ -365,20 +349,23 @@ int layer_open_base(const char *image_path, const struct base_ref *ref, struct l
   /* A loop and not a recursion: a chain may be a thousand long. */
   *base = NULL;
   while (ref->format != BASE_NONE) {
-    g_autofree char *path = layer_base_path(image_path, ref);
     struct wanted w = { .epoch = ref->epoch, .ref = ref };
-    int ret = ref->format == BASE_RAW ? open_raw(path, ref, above, flags, link)
-                                      : open_pcow(path, &w, above, flags & ~LAYER_WRITING, link, NULL);
+    struct base_path file;
+    int ret = base_path_follow(&file, &above->file, ref, policy, flags & LAYER_NAMED_BASE);
 
+    if (ret == 0)
+      ret = ref->format == BASE_RAW ? open_raw(&file, ref, above, flags, link)
+                                    : open_pcow(&file, &w, above, flags & ~LAYER_WRITING, link, NULL);
+    base_path_clear(&file);
     if (ret) {
-      error_prefix("%s: cannot open its base", image_path);
+      error_prefix("%s: cannot open its base", above->path);
       layer_close(top);
       return ret;
     }
     above = *link;
     if (above->format == BASE_RAW || (flags & LAYER_NO_BASE))
       break;
-    image_path = above->path;
+    flags &= ~LAYER_NAMED_BASE;
     ref = &above->sb.base;
     link = &above->base;
   }
@@ -386,18 +373,21 @@ int layer_open_base(const char *image_path, const struct base_ref *ref, struct l
   return 0;
 }
 
-int layer_open_image(const char *path, const char *snapshot, unsigned flags, struct layer **layer,
-                     struct epochs **epochs)
+int layer_open_image(const char *path, const char *snapshot, struct base_policy *policy, unsigned flags,
+                     struct layer **layer, struct epochs **epochs)
 {
   struct wanted w = { .snapshot = snapshot };
   struct epochs *tree = NULL;
+  struct base_path file;
   struct layer *l;
-  int ret = open_pcow(path, &w, NULL, flags, &l, &tree);
+  int ret;
 
+  base_path_name(&file, path);
+  ret = open_pcow(&file, &w, NULL, flags, &l, &tree);
   if (ret)
     return ret;
   if (!(flags & LAYER_NO_BASE)) {
-    ret = layer_open_base(path, &l->sb.base, l, flags, &l->base);
+    ret = layer_open_base(&l->sb.base, l, policy, flags, &l->base);
     if (ret) {
       epochs_free(tree);
       layer_close(l);
@@ -413,7 +403,8 @@ int layer_open_image(const char *path, const char *snapshot, unsigned flags, str
 }
 
 int layer_describe_base(const char *image_path, const char *path, enum base_format format,
-                        const char *snapshot, struct base_ref *ref, uint64_t *size)
+                        const char *snapshot, struct base_policy *policy, struct base_ref *ref,
+                        uint64_t *size)
 {
   g_autofree char *full = NULL;
   struct epochs *epochs = NULL;
@@ -431,29 +422,31 @@ int layer_describe_base(const char *image_path, const char *path, enum base_form
     return fail(EINVAL, "%s: is a raw file and has no snapshot '%s'", path, snapshot);
   g_strlcpy(ref->path, path, sizeof(ref->path));
   ref->format = format;
-  full = layer_base_path(image_path, ref);
+  full = base_path_display(image_path, ref);
 
   if (format == BASE_RAW) {
+    struct base_path file;
     struct stat st;
 
-    ret = open_raw(full, NULL, NULL, 0, &l);
+    base_path_name(&file, full);
+    ret = open_raw(&file, NULL, NULL, 0, &l);
     if (ret)
       return ret;
     if (fstat(layer_fd_get(l), &st))
       ret = fail_errno(errno, "%s: cannot get the status", full);
     else
-      ret = raw_size(l, l->fd, &st, &ref->raw_size);
+      ret = raw_size(l->fd, l->path, &st, &ref->raw_size);
     layer_fd_put(l);
     if (ret == 0) {
       ref->raw_mtime_sec = st.st_mtim.tv_sec;
       ref->raw_mtime_nsec = (uint32_t)st.st_mtim.tv_nsec;
     }
   } else {
-    ret = layer_open_image(full, snapshot, LAYER_NO_BASE, &l, &epochs);
+    ret = layer_open_image(full, snapshot, policy, LAYER_NO_BASE, &l, &epochs);
     if (ret)
       return ret;
     /* Its own base is looked at, too: an image over a broken one could not be opened. */
-    ret = layer_open_base(full, &l->sb.base, l, LAYER_NO_BASE, &l->base);
+    ret = layer_open_base(&l->sb.base, l, policy, LAYER_NO_BASE, &l->base);
     /* What is recorded here must not be taken back by a power failure there. */
     if (ret == 0) {
       if (fdatasync(layer_fd_get(l)))
@@ -474,12 +467,15 @@ int layer_describe_base(const char *image_path, const char *path, enum base_form
   return ret;
 }
 
-struct layer *layer_new_top(int fd, const char *path, const struct superblock *sb,
+struct layer *layer_new_top(int fd, const struct base_path *file, const struct superblock *sb,
                             struct epoch_view *view, struct layer *base)
 {
-  struct layer *l = layer_alloc(path, BASE_PCOW, NULL);
+  struct base_path copy;
+  struct layer *l;
   struct stat st;
 
+  base_path_copy(&copy, file);
+  l = layer_alloc(&copy, BASE_PCOW, NULL);
   l->own_fd = true;
   l->fd = fd;
   if (fstat(fd, &st) == 0) {

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * A chain of open files as one view sees it: an image at an epoch, its base, the base's base. Opening
- * validates and locks every file: what a layer shows cannot change while it is open. Descriptors are
- * few: a layer that is not being read may be closed and is opened again by path when it is needed; a
- * mapped page keeps the open file, and so its locks, alive meanwhile.
+ * validates and locks every file: what a layer shows cannot change while it is open. Which bases are
+ * followed is a policy (basepath.h). Descriptors are few: a layer that is not being read may be closed and
+ * is opened again, by the same policy, when it is needed; a mapped page keeps the open file, and so its
+ * locks, alive meanwhile.
  */
 #ifndef PCOW_LAYER_H
 #define PCOW_LAYER_H
 
+#include "basepath.h"
 #include "epochs.h"
 #include "geometry.h"
 #include "superblock.h"
@@ -16,8 +18,8 @@
 
 struct layer {
   enum base_format format;      /* BASE_PCOW or BASE_RAW */
-  char *path;                   /* as given, for messages */
-  char *full_path;              /* absolute, for opening again */
+  const char *path;             /* file.path, for messages */
+  struct base_path file;        /* as it is opened, each time */
   dev_t dev;
   ino_t ino;
   bool tmpfs;                   /* pages can be mapped private and protected by userfaultfd */
@@ -49,32 +51,37 @@ struct layer {
 #define LAYER_NO_BASE 1u        /* do not open the chain beneath */
 #define LAYER_FORCE_BASE 2u     /* take bases that are not what they were */
 #define LAYER_WRITING 4u        /* features that only matter to writers count */
+#define LAYER_NAMED_BASE 8u     /* the first base was named by the caller: no policy is asked */
 
-/* Opens PATH at SNAPSHOT (NULL: EPOCH, 0: its head) and the chain beneath, read-only, with shared
- * locks. EPOCHS, when not NULL, gets the image's epoch tree. Errors as for pcow_open(). */
-int layer_open_image(const char *path, const char *snapshot, unsigned flags, struct layer **layer,
-                     struct epochs **epochs);
+/* Opens PATH, which the caller named, at SNAPSHOT (NULL: its head) and the chain beneath as far as
+ * POLICY, read-only, with shared locks. EPOCHS, when not NULL, gets the image's epoch tree. Errors as for
+ * pcow_open(). */
+int layer_open_image(const char *path, const char *snapshot, struct base_policy *policy, unsigned flags,
+                     struct layer **layer, struct epochs **epochs);
 
-/* Opens what REF names, resolved relative to the directory of the image at IMAGE_PATH, as the base of
- * ABOVE (NULL: of nothing yet), and checks that it is what REF recorded. */
-int layer_open_base(const char *image_path, const struct base_ref *ref, struct layer *above,
+/* Opens what REF names as the base of ABOVE, with the chain beneath, as far as POLICY allows, and checks
+ * that it is what REF recorded. */
+int layer_open_base(const struct base_ref *ref, struct layer *above, struct base_policy *policy,
                     unsigned flags, struct layer **base);
 
 /* Superblock and log as of one moment, lock-free: both are read again when a commit came between. */
 int layer_read_tree(int fd, const char *path, bool writing, struct superblock *sb,
                     struct epochs **epochs);
 
-/* Fills REF from the file PATH, as recorded in an image at IMAGE_PATH, as it is now, with its virtual
- * size. SNAPSHOT NULL: head. -EBUSY when it is being written (head). */
+/* Fills REF from the file PATH, which the caller named, as recorded in an image at IMAGE_PATH, as it is
+ * now, with its virtual size. SNAPSHOT NULL: head. Its own base follows POLICY. -EBUSY when it is being
+ * written (head). */
 int layer_describe_base(const char *image_path, const char *path, enum base_format format,
-                        const char *snapshot, struct base_ref *ref, uint64_t *size);
+                        const char *snapshot, struct base_policy *policy, struct base_ref *ref,
+                        uint64_t *size);
 
-/* The path under which REF's file is opened; free with g_free(). */
-char *layer_base_path(const char *image_path, const struct base_ref *ref);
-
-/* The top of an image that this process writes: FD stays the caller's; VIEW becomes the layer's. */
-struct layer *layer_new_top(int fd, const char *path, const struct superblock *sb,
+/* The top of an image that this process writes: FD stays the caller's; FILE is copied; VIEW becomes the
+ * layer's. */
+struct layer *layer_new_top(int fd, const struct base_path *file, const struct superblock *sb,
                             struct epoch_view *view, struct layer *base);
+
+/* Bytes of a raw file or block device, not rounded. */
+int raw_size(int fd, const char *path, const struct stat *st, uint64_t *size);
 
 /* Closes the whole chain. NULL: nothing. */
 void layer_close(struct layer *layer);

@@ -10,34 +10,56 @@
 #include "mapping.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
+#include <string.h>
 #include <unistd.h>
 
-#define OPEN_FLAGS (PCOW_OPEN_RDWR | PCOW_OPEN_INFO | PCOW_OPEN_NO_BASE | PCOW_OPEN_FORCE_BASE)
+#define OPEN_FLAGS                                                                                 \
+  (PCOW_OPEN_RDWR | PCOW_OPEN_INFO | PCOW_OPEN_NO_BASE | PCOW_OPEN_FORCE_BASE | PCOW_OPEN_BASES)
+
+struct seen_file {
+  dev_t dev;
+  ino_t ino;
+};
 
 /* Superblock and log, lock-free: read again when a commit came between. */
 static int open_info(struct pcow_image *image)
 {
-  int fd = open(image->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  struct seen_file self;
+  struct stat st;
+  uint64_t size;
   int ret;
 
-  if (fd < 0)
-    return fail_errno(errno, "%s: cannot open", image->path);
-  ret = layer_read_tree(fd, image->path, false, &image->sb, &image->epochs);
-  close(fd);
+  image->fd = base_path_open(&image->file, O_RDONLY, image->raw, &st);
+  if (image->fd < 0)
+    return image->fd;
+  self = (struct seen_file){ st.st_dev, st.st_ino };
+  for (unsigned i = 0; i < image->seen->len; i++) {
+    const struct seen_file *s = &g_array_index(image->seen, struct seen_file, i);
+
+    if (s->dev == self.dev && s->ino == self.ino)
+      return fail(ELOOP, "%s: the chain of bases is cyclic, it comes back to this file", image->path);
+  }
+  if (image->seen->len > CHAIN_DEPTH_MAX)
+    return fail(ELOOP, "%s: the chain of bases is longer than %d", image->path, CHAIN_DEPTH_MAX);
+  g_array_append_val(image->seen, self);
+  if (!image->raw)
+    return layer_read_tree(image->fd, image->path, false, &image->sb, &image->epochs);
+  ret = raw_size(image->fd, image->path, &st, &size);
+  image->sb.virtual_size = size;
   return ret;
 }
 
-static unsigned layer_flags(const struct pcow_image *image)
+unsigned image_layer_flags(const struct pcow_image *image)
 {
   return (image->flags & PCOW_OPEN_NO_BASE ? LAYER_NO_BASE : 0) |
-         (image->flags & PCOW_OPEN_FORCE_BASE ? LAYER_FORCE_BASE : 0);
+         (image->flags & PCOW_OPEN_FORCE_BASE ? LAYER_FORCE_BASE : 0) |
+         (image->base_named ? LAYER_NAMED_BASE : 0);
 }
 
 static int open_reading(struct pcow_image *image)
 {
-  int ret = layer_open_image(image->path, image->snapshot, layer_flags(image), &image->layer,
-                             &image->epochs);
+  int ret = layer_open_image(image->path, image->snapshot, image->policy, image_layer_flags(image),
+                             &image->layer, &image->epochs);
 
   if (ret)
     return ret;
@@ -66,14 +88,10 @@ static int open_writing(struct pcow_image *image)
   struct superblock before;
   struct stat status;
   int ret;
-  int fd = open(image->path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+  int fd = base_path_open(&image->file, O_RDWR, false, &status);
 
   if (fd < 0)
-    return fail_errno(errno, "%s: cannot open for writing", image->path);
-  if (fstat(fd, &status) == 0 && !S_ISREG(status.st_mode)) {
-    close(fd);
-    return fail(S_ISDIR(status.st_mode) ? EISDIR : EINVAL, "%s: is not a regular file", image->path);
-  }
+    return fd;
   ret = superblock_read(fd, image->path, true, &before, NULL);
   if (ret == 0)
     ret = lock_try(fd, image->path, LOCK_HEAD, LOCK_EXCLUSIVE);
@@ -91,9 +109,9 @@ static int open_writing(struct pcow_image *image)
 
   st = image->store;
   image->epochs = st->epochs;
-  image->layer = layer_new_top(st->fd, st->path, &st->sb, image_view_beneath_head(st), NULL);
+  image->layer = layer_new_top(st->fd, &image->file, &st->sb, image_view_beneath_head(st), NULL);
   if (!(image->flags & PCOW_OPEN_NO_BASE)) {
-    ret = layer_open_base(image->path, &st->sb.base, image->layer, layer_flags(image),
+    ret = layer_open_base(&st->sb.base, image->layer, image->policy, image_layer_flags(image),
                           &image->layer->base);
     if (ret)
       return ret;
@@ -105,6 +123,25 @@ static int open_writing(struct pcow_image *image)
   if (ret == 0 && collection_is_due(st, before.dirty))
     ret = collect_run(image);
   return ret;
+}
+
+/* Takes over what is in FILE; POLICY is referenced. */
+static struct pcow_image *image_new(struct base_path *file, struct base_policy *policy, unsigned flags)
+{
+  struct pcow_image *i = g_new0(struct pcow_image, 1);
+
+  i->file = *file;
+  i->path = i->file.path;
+  memset(file, 0, sizeof(*file));
+  i->policy = base_policy_ref(policy);
+  i->flags = flags;
+  i->fd = -1;
+  i->maps = g_ptr_array_new();
+  i->strings = g_ptr_array_new_with_free_func(g_free);
+  i->seen = g_array_new(FALSE, FALSE, sizeof(struct seen_file));
+  g_mutex_init(&i->maps_lock);
+  pthread_rwlock_init(&i->lock, NULL);  /* glibc's default prefers readers */
+  return i;
 }
 
 static void image_free(struct pcow_image *image)
@@ -121,15 +158,47 @@ static void image_free(struct pcow_image *image)
   g_mutex_clear(&image->maps_lock);
   pthread_rwlock_destroy(&image->lock);
   g_ptr_array_unref(image->strings);
+  g_array_unref(image->seen);
   g_free(image->snapshot);
-  g_free(image->full_path);
-  g_free(image->path);
+  if (image->fd >= 0)
+    close(image->fd);
+  base_path_clear(&image->file);
+  base_policy_unref(image->policy);
   g_free(image);
+}
+
+/* Opens what image_new() made; it is freed when that fails. */
+static int image_open(struct pcow_image *i, pcow_image **image)
+{
+  int ret;
+
+  if (i->flags & PCOW_OPEN_INFO)
+    ret = open_info(i);
+  else if (i->flags & PCOW_OPEN_RDWR)
+    ret = open_writing(i);
+  else
+    ret = open_reading(i);
+  if (ret)
+    image_free(i);
+  else
+    *image = i;
+  return ret;
+}
+
+int image_open_base(const struct base_path *file, struct base_policy *policy, unsigned flags,
+                    pcow_image **image)
+{
+  struct base_path copy;
+
+  base_path_copy(&copy, file);
+  return image_open(image_new(&copy, policy, PCOW_OPEN_RDWR | flags), image);
 }
 
 API int pcow_open(const char *path, const struct pcow_open_options *options, pcow_image **image)
 {
   struct pcow_open_options o = { 0 };
+  struct base_policy *policy;
+  struct base_path file;
   struct pcow_image *i;
   int ret = 0;
 
@@ -145,27 +214,39 @@ API int pcow_open(const char *path, const struct pcow_open_options *options, pco
   if (o.snapshot && (o.flags & PCOW_OPEN_INFO))
     return fail(EINVAL, "%s: information is about the image, not about one snapshot", path);
 
-  i = g_new0(struct pcow_image, 1);
-  i->path = g_strdup(path);
-  i->full_path = g_canonicalize_filename(path, NULL);
-  i->snapshot = g_strdup(o.snapshot);
-  i->flags = o.flags;
-  i->maps = g_ptr_array_new();
-  i->strings = g_ptr_array_new_with_free_func(g_free);
-  g_mutex_init(&i->maps_lock);
-  pthread_rwlock_init(&i->lock, NULL);  /* glibc's default prefers readers */
-  if (o.flags & PCOW_OPEN_INFO)
-    ret = open_info(i);
-  else if (o.flags & PCOW_OPEN_RDWR)
-    ret = open_writing(i);
-  else
-    ret = open_reading(i);
-  if (ret) {
-    image_free(i);
+  ret = base_policy_new(path, o.flags & PCOW_OPEN_BASES, o.base_dir, &policy);
+  if (ret)
     return ret;
+  base_path_name(&file, path);
+  i = image_new(&file, policy, o.flags);
+  base_policy_unref(policy);
+  i->snapshot = g_strdup(o.snapshot);
+  return image_open(i, image);
+}
+
+API int pcow_open_base(pcow_image *image, pcow_image **base)
+{
+  const struct base_ref *ref = &image->sb.base;
+  struct base_path file;
+  struct pcow_image *i;
+  int ret;
+
+  *base = NULL;
+  if (!(image->flags & PCOW_OPEN_INFO))
+    return fail(EINVAL, "%s: is not open for information only", image->path);
+  if (ref->format == BASE_NONE)
+    return fail(EINVAL, "%s: has no base", image->path);
+  ret = base_path_follow(&file, &image->file, ref, image->policy, false);
+  if (ret == 0) {
+    i = image_new(&file, image->policy, PCOW_OPEN_INFO);
+    i->raw = ref->format == BASE_RAW;
+    g_array_append_vals(i->seen, image->seen->data, image->seen->len);
+    ret = image_open(i, base);
   }
-  *image = i;
-  return 0;
+  base_path_clear(&file);
+  if (ret)
+    error_prefix("%s: cannot open its base", image->path);
+  return ret;
 }
 
 /* Ends a writing session: everything is durable, then the image is marked clean. */

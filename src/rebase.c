@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #define CHUNK_PAGES 64u
+#define REBASE_FLAGS (PCOW_REBASE_UNSAFE | PCOW_REBASE_BASES)
 
 struct rebase {
   pcow_image *image;
@@ -236,7 +237,7 @@ static int rebase_copy(struct rebase *r, pcow_progress_fn progress, void *opaque
 
 /* Looks up and opens what the options name, before anything is changed. */
 static int open_new_base(pcow_image *image, const struct pcow_rebase_options *options,
-                         struct base_ref *ref, struct layer **base)
+                         struct base_policy *policy, struct base_ref *ref, struct layer **base)
 {
   g_autofree char *full = NULL;
   struct stat st;
@@ -253,16 +254,17 @@ static int open_new_base(pcow_image *image, const struct pcow_rebase_options *op
 
   if (strlen(options->base) <= BASE_PATH_MAX) {
     g_strlcpy(ref->path, options->base, sizeof ref->path);
-    full = layer_base_path(image->full_path, ref);
+    full = base_path_display(image->file.full, ref);
     if (stat(full, &st) == 0 && st.st_dev == image->layer->dev && st.st_ino == image->layer->ino)
       return fail(ELOOP, "%s: cannot be its own base", image->path);
   }
-  r = layer_describe_base(image->full_path, options->base, (enum base_format)options->base_format,
-                          options->base_snapshot, ref, &size);
-  return r < 0 ? r : layer_open_base(image->full_path, ref, image->layer, 0, base);
+  r = layer_describe_base(image->file.full, options->base, (enum base_format)options->base_format,
+                          options->base_snapshot, policy, ref, &size);
+  return r < 0 ? r : layer_open_base(ref, image->layer, policy, LAYER_NAMED_BASE, base);
 }
 
-static int rebase_locked(pcow_image *image, const struct pcow_rebase_options *options)
+static int rebase_locked(pcow_image *image, const struct pcow_rebase_options *options,
+                         struct base_policy *policy)
 {
   bool safe = !(options->flags & PCOW_REBASE_UNSAFE);
   struct rebase rebase = { .image = image, .s = image->store };
@@ -276,7 +278,7 @@ static int rebase_locked(pcow_image *image, const struct pcow_rebase_options *op
     return r;
   if (image->map)
     return fail(EBUSY, "%s: cannot be rebased while mapped", image->path);
-  r = open_new_base(image, options, &ref, &rebase.new_base);
+  r = open_new_base(image, options, policy, &ref, &rebase.new_base);
   if (r < 0)
     return r;
 
@@ -295,6 +297,11 @@ static int rebase_locked(pcow_image *image, const struct pcow_rebase_options *op
     next.base = ref;
     r = store_end(image->store, &next, true);
   }
+  if (r == 0) {
+    base_policy_unref(image->policy);
+    image->policy = base_policy_ref(policy);
+    image->base_named = true;
+  }
   if (r == 0 && image->flags & PCOW_OPEN_NO_BASE) {
     layer_close(rebase.new_base);
     return image_reload(image, NULL);
@@ -309,14 +316,20 @@ static int rebase_locked(pcow_image *image, const struct pcow_rebase_options *op
 API int pcow_rebase(pcow_image *image, const struct pcow_rebase_options *options)
 {
   struct pcow_rebase_options full = { 0 };
+  struct base_policy *policy = NULL;
   int r = options ? options_read(options, sizeof full.size, &full, sizeof full) : 0;
 
   if (r < 0)
     return r;
-  if (full.flags & ~PCOW_REBASE_UNSAFE)
-    return fail(EINVAL, "%s: unknown flags 0x%x for a rebase", image->path, full.flags);
+  if (full.flags & ~REBASE_FLAGS)
+    return fail(EINVAL, "%s: unknown flags 0x%x for a rebase", image->path, full.flags & ~REBASE_FLAGS);
+  if (full.flags & PCOW_REBASE_BASES || full.base_dir)
+    r = base_policy_new(image->path, full.flags & PCOW_REBASE_BASES, full.base_dir, &policy);
+  if (r < 0)
+    return r;
   pthread_rwlock_wrlock(&image->lock);
-  r = rebase_locked(image, &full);
+  r = rebase_locked(image, &full, policy ? policy : image->policy);
   pthread_rwlock_unlock(&image->lock);
+  base_policy_unref(policy);
   return r;
 }

@@ -224,6 +224,8 @@ API int pcow_snapshot_list(pcow_image *image, pcow_snapshot_fn fn, void *opaque)
   uint32_t current;
   int ret = 0;
 
+  if (image->raw)
+    return 0;
   /* Copied first: FN may call the library. */
   pthread_rwlock_rdlock(&image->lock);
   snapshots = epochs_snapshots(image->epochs);

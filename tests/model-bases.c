@@ -239,6 +239,7 @@ void bases_compare(struct world *w)
       continue;
     }
     test_check_clean(f->path);
+    options.flags = PCOW_OPEN_BASES;
     options.snapshot = snapshot;
     if (b->stale) {
       GIVES(-ESTALE, pcow_open(f->path, &options, &image));

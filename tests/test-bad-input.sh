@@ -252,6 +252,78 @@ test_bases()
   rm -f base.* over*
 }
 
+# ---- Bases that lie elsewhere ----
+
+# plant IMAGE PATH: an image whose base, a raw file like source.raw, is at PATH.
+plant()
+{
+  local path=$2 hex i
+
+  rm -f "$1"
+  img create -q -b "$work/source.raw" -F raw "$1"
+  "$poke" set "$1" both $((256 + 92)) 4 ${#path}
+  for ((i = 0; i < 256; i += 8)); do
+    hex=$(printf %s "${path:i:8}" | od -An -v -t x1 -w1 | tac | tr -d ' \n')
+    "$poke" set "$1" both $((256 + 96 + i)) 8 "0x${hex:-0}"
+  done
+}
+
+# kept_out NAME IMAGE: neither content nor chain, and the file outside is not even opened.
+kept_out()
+{
+  local name=$1 image=$2
+
+  content_refused "$name" "$image.*$secret" '--base-dir=DIR or --any-base' "$image"
+  refused "$name: info --backing-chain" "$image.*$secret" '--base-dir' img info --backing-chain "$image"
+  refused "$name: as a base" "$image.*$secret" '--base-dir' img create -b "$image" new.pcow
+  refused "$name: rebase to it" "$image.*$secret" '--base-dir' img rebase -b "$image" good.pcow
+  run img compare "$image" source.raw
+  that "$name: compare" test "$status" = 2
+  expect "$name: check" 0 check "$image"
+  expect "$name: info" 0 info "$image"
+  that "$name: info names it" out_has "backing file: .*$secret"
+}
+
+test_untrusted()
+{
+  local secret=out/secret
+
+  mkdir out trust
+  cp -p source.raw out/secret
+  plant trust/up.pcow ../out/secret
+  kept_out 'base above the directory' trust/up.pcow
+  expect 'base above the directory, allowed: --any-base' 0 compare --any-base trust/up.pcow source.raw
+  expect 'base above the directory, allowed: --base-dir' 0 compare --base-dir=. trust/up.pcow source.raw
+  expect 'base above the directory: rebase -u' 0 rebase -q -u -b '' trust/up.pcow
+
+  ln -s ../out/secret trust/link
+  plant trust/over.pcow link
+  secret=link
+  kept_out 'base behind a symbolic link' trust/over.pcow
+  rm trust/link trust/over.pcow
+  secret=/etc/passwd
+  plant trust/over.pcow /etc/passwd
+  kept_out 'base of the system' trust/over.pcow
+  refused 'base of the system, however it is allowed' '/etc/passwd' 'size was' img map --any-base trust/over.pcow
+  mkfifo trust/fifo
+  plant trust/over.pcow fifo
+  content_refused 'a FIFO as the base' fifo 'not a regular file' trust/over.pcow
+  plant trust/over.pcow /dev/zero
+  refused 'a device as the base' /dev/zero 'not a regular file' img map --any-base trust/over.pcow
+
+  # The second image of the chain leads out.
+  plant trust/mid.pcow source.raw
+  cp -p source.raw trust/source.raw
+  img create -q -b mid.pcow trust/top.pcow
+  rm trust/source.raw && ln -s ../out/secret trust/source.raw
+  secret=source.raw
+  content_refused 'the second base leads out' 'trust/mid.pcow.*trust/source.raw' '--any-base' trust/top.pcow
+
+  refused 'both options' map 'exclude each other' img map --any-base --base-dir=. good.pcow
+  refused 'no such directory' nowhere 'no such file' img map --base-dir=nowhere good.pcow
+  rm -rf out trust
+}
+
 # ---- Locks, permissions ----
 
 test_locks()
@@ -407,6 +479,7 @@ test_not_images
 test_damage
 test_features
 test_bases
+test_untrusted
 test_locks
 test_read_only
 test_names

@@ -460,6 +460,7 @@ START_TEST(test_commit_crash)
   struct content below = raw ? content_raw_file(base, MIB, &rng) : make_image(base, MIB, 0, 0, &rng);
   struct content head = content_copy(&below);
   struct hook hook = { path, base, &head, 1 + _i % 2 };
+  struct pcow_open_options how = PCOW_INIT(how);
   pcow_image *image;
 
   test_create(path, 70 * MIB, 64 * KIB, base, raw ? PCOW_FORMAT_RAW : PCOW_FORMAT_PCOW, NULL);
@@ -499,7 +500,8 @@ START_TEST(test_commit_crash)
     OK(pcow_pwrite(image, "x", 1, 0));
     OK(pcow_close(image));
   }
-  GIVES(-ESTALE, pcow_open(path, NULL, &image));
+  how.flags = PCOW_OPEN_BASES;
+  GIVES(-ESTALE, pcow_open(path, &how, &image));
   content_free(&below);
   content_free(&head);
 }
@@ -511,6 +513,7 @@ START_TEST(test_commit_refused)
   char *frozen = test_path("cr-frozen");
   struct rng rng = { 91 };
   struct content a = make_image(base, MIB, 0, 0, &rng), head = content_copy(&a);
+  struct pcow_open_options how = PCOW_INIT(how);
   pcow_image *image, *other;
 
   test_create(none, MIB, 0, NULL, PCOW_FORMAT_NONE, NULL);
@@ -539,7 +542,8 @@ START_TEST(test_commit_refused)
   OK(pcow_commit(image, NULL, NULL));
   OK(pcow_close(image));
   content_compare_view(base, NULL, &head, "the base");
-  GIVES(-ESTALE, pcow_open(second, NULL, &other));
+  how.flags = PCOW_OPEN_BASES;
+  GIVES(-ESTALE, pcow_open(second, &how, &other));
 
   image = test_open(base, PCOW_OPEN_RDWR, NULL);
   OK(pcow_snapshot_create(image, "s"));

@@ -101,6 +101,7 @@ static bool make(unsigned i)
   pcow_image *image;
   int result;
 
+  options.flags = PCOW_CREATE_BASES;
   options.unit_size = 64 * KIB << i % 3;
   if (i) {
     options.base = strrchr(name(i - 1), '/') + 1;
@@ -110,7 +111,7 @@ static bool make(unsigned i)
   if (result == -ELOOP)
     return false;
   CHECK(result >= 0, "image %u cannot be created: %s", i, pcow_errormsg());
-  open_options.flags = PCOW_OPEN_RDWR;
+  open_options.flags = PCOW_OPEN_RDWR | PCOW_OPEN_BASES;
   result = pcow_open(name(i), &open_options, &image);
   if (result == -ELOOP)
     return false;
@@ -132,6 +133,7 @@ int main(int argc, char **argv)
   char *range;
   unsigned top;
 
+  options.flags = PCOW_OPEN_BASES;
   test_force_pmem(argv);
   length = (unsigned)test_option(argc, argv, "--length", 1000);
   test_dir(argc, argv);

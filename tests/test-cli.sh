@@ -59,10 +59,13 @@ test_help()
     run img help "$verb"
     grep -o -e '^  -[a-zA-Z], --[a-z-]*' -e '^  --[a-z-]*' "$scratch/out" |
       grep -o -e '-[-a-zA-Z]*' | grep -v -x -e '-h' -e '--help' -e '--version' -e '-p' -e '--progress' \
-        -e '-q' -e '--quiet' -e '--output' | sort >"$scratch/help-options"
+        -e '-q' -e '--quiet' -e '--output' -e '--base-dir' -e '--any-base' | sort >"$scratch/help-options"
     awk -v verb="$verb" '$1 == ".Ss" || $1 == ".Sh" { on = $2 == verb } on && $1 == ".It"' "$manual" |
       grep -o -e 'Fl [-a-zA-Z]*' | sed 's/Fl /-/' | sort >"$scratch/man-options"
     that "$verb: the manual has the options of --help" same "$scratch/help-options" "$scratch/man-options"
+  done
+  [ ! -f "$manual" ] || for verb in base-dir any-base; do
+    that "the manual describes --$verb" grep -q "^\.It Fl -$verb" "$manual"
   done
   if [ ! -f "$manual" ]; then
     skip 'manual' 'the source tree is not here'
@@ -294,52 +297,54 @@ test_in_use()
 
 test_bases()
 {
-  local needed
+  local needed within=--base-dir=. # sub's images lie on ones outside of it
 
   mkdir sub
   expect 'create -b' 0 create -q -b ../a.pcow@second sub/top.pcow
-  expect 'create -b: content' 0 compare sub/top.pcow two.raw
+  expect 'create -b: content' 0 compare $within sub/top.pcow two.raw
   that 'create -b: no space' test "$(allocated sub/top.pcow)" -lt $((64 * K))
-  expect 'create -b, with a size' 0 create -q -b top.pcow sub/more.pcow 64M
+  expect 'create -b, with a size' 0 create $within -q -b top.pcow sub/more.pcow 64M
   expect 'create -b -F raw' 0 create -q -b "$work/source.raw" -F raw sub/raw.pcow
-  expect 'create -b -F raw: content' 0 compare sub/raw.pcow source.raw
-  expect 'info --backing-chain' 0 info --backing-chain sub/more.pcow
+  expect 'create -b -F raw: content' 0 compare $within sub/raw.pcow source.raw
+  expect 'info --backing-chain' 0 info $within --backing-chain sub/more.pcow
   that 'the chain is three long' test "$(grep -c '^image: ' "$scratch/out")" = 3
   that 'the chain names the snapshot' out_has '^backing snapshot: second$'
   that 'the chain names the file that is opened' out_has 'actual path: sub/\.\./a.pcow'
-  expect 'info --backing-chain in JSON' 0 info --backing-chain --output=json sub/raw.pcow
+  expect 'info --backing-chain in JSON' 0 info $within --backing-chain --output=json sub/raw.pcow
   that 'the chain: valid JSON' valid_json
   that 'the chain: format of the base' test "$(json backing-filename-format)" = raw
   that 'the chain: an array of two' test "$(grep -c '"filename"' "$scratch/out")" = 2
-  expect 'map over a chain' 0 map --output=json sub/more.pcow
+  expect 'a base elsewhere: not without an option' 1 map sub/more.pcow
+  expect 'a base elsewhere: --any-base' 0 map --any-base sub/more.pcow
+  expect 'map over a chain' 0 map $within --output=json sub/more.pcow
   that 'map over a chain: depth' out_has '"depth" : 2'
 
   cp --sparse=always two.raw three.raw
   truncate -s 64M three.raw
   fill three.raw $((60 * M)) $((8 * K))
   fill three.raw $((2 * M)) $((8 * K))
-  img convert -n three.raw sub/more.pcow
+  img convert $within -n three.raw sub/more.pcow
   needed=$(allocated sub/more.pcow)
-  expect 'a changed overlay' 0 compare -s sub/more.pcow three.raw
-  expect 'its base is as it was' 0 compare sub/top.pcow two.raw
-  img snapshot -c kept sub/more.pcow
-  expect 'rebase' 0 rebase -b ../a.pcow@second sub/more.pcow
-  expect 'rebase: content' 0 compare -s sub/more.pcow three.raw
-  expect 'rebase to a raw file' 0 rebase -b ../source.raw -F raw sub/more.pcow
-  expect 'rebase to a raw file: content' 0 compare -s sub/more.pcow three.raw
-  expect 'rebase to a raw file: the snapshot' 0 compare -s sub/more.pcow@kept three.raw
-  expect "rebase -b ''" 0 rebase -b '' sub/more.pcow
-  run img info --output=json sub/more.pcow
+  expect 'a changed overlay' 0 compare $within -s sub/more.pcow three.raw
+  expect 'its base is as it was' 0 compare $within sub/top.pcow two.raw
+  img snapshot $within -c kept sub/more.pcow
+  expect 'rebase' 0 rebase $within -b ../a.pcow@second sub/more.pcow
+  expect 'rebase: content' 0 compare $within -s sub/more.pcow three.raw
+  expect 'rebase to a raw file' 0 rebase $within -b ../source.raw -F raw sub/more.pcow
+  expect 'rebase to a raw file: content' 0 compare $within -s sub/more.pcow three.raw
+  expect 'rebase to a raw file: the snapshot' 0 compare $within -s sub/more.pcow@kept three.raw
+  expect "rebase -b ''" 0 rebase $within -b '' sub/more.pcow
+  run img info $within --output=json sub/more.pcow
   that "rebase -b '': no base" test -z "$(json backing-filename)"
-  expect "rebase -b '': content" 0 compare -s sub/more.pcow three.raw
+  expect "rebase -b '': content" 0 compare $within -s sub/more.pcow three.raw
   that "rebase -b '' took space" test "$(allocated sub/more.pcow)" -gt "$needed"
 
   mv a.pcow moved.pcow
-  expect 'the base has moved' 1 map sub/top.pcow
-  expect 'the base has moved: info' 0 info sub/top.pcow
+  expect 'the base has moved' 1 map $within sub/top.pcow
+  expect 'the base has moved: info' 0 info $within sub/top.pcow
   that 'the base has moved: its id' out_has '^backing snapshot: #[0-9]*$'
   expect 'rebase -u' 0 rebase -u -b ../moved.pcow@second sub/top.pcow
-  expect 'rebase -u: content' 0 compare sub/top.pcow two.raw
+  expect 'rebase -u: content' 0 compare $within sub/top.pcow two.raw
   mv moved.pcow a.pcow
 
   img convert -O pcow source.raw base.pcow

@@ -104,6 +104,7 @@ static pcow_image *reader_open(struct rng *rng, struct frozen **which, unsigned 
   if (!live)
     return NULL;
   snap_name(name, *number);
+  options.flags = PCOW_OPEN_BASES;
   options.snapshot = name;
   result = pcow_open(path, &options, &image);
   if (result < 0) {

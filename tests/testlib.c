@@ -286,7 +286,7 @@ pcow_image *test_open(const char *path, uint32_t flags, const char *snapshot)
   pcow_image *image = NULL;
   int result;
 
-  options.flags = flags;
+  options.flags = flags | PCOW_OPEN_BASES;
   options.snapshot = snapshot;
   result = pcow_open(path, &options, &image);
   CHECK(result >= 0, "pcow_open(%s, flags %u, snapshot %s) gave %d: %s", path, flags,
@@ -300,6 +300,7 @@ void test_create(const char *path, uint64_t size, uint64_t unit, const char *bas
   struct pcow_create_options options = PCOW_INIT(options);
   int result;
 
+  options.flags = PCOW_CREATE_BASES;
   options.unit_size = unit;
   options.base = base;
   options.base_format = base_format;

@@ -74,6 +74,21 @@ void pcow_set_log(pcow_log_fn fn, void *opaque);
  * it was (or, where said, valid and partly converted). */
 typedef int (*pcow_progress_fn)(void *opaque, uint64_t done, uint64_t total);
 
+/* ---- Bases ---------------------------------------------------------------------------------
+ *
+ * An image names its base by a path, and whoever made the image chose it: /etc/shadow, a device. So no
+ * such path is followed unless the caller allows it, in one of two ways. With a flag, PCOW_OPEN_BASES,
+ * PCOW_CREATE_BASES, PCOW_REBASE_BASES, each path that an image of the chain names is followed: for images
+ * that come from people who may read what the caller may. With a directory, base_dir, only to files that
+ * lie beneath it, whatever symbolic links there are: the kernel makes sure of that, openat2(2) with
+ * RESOLVE_BENEATH, each time a file is opened; an absolute symbolic link is not followed at all. Both at
+ * once are -EINVAL. A path in an image is relative to the directory of that image; an absolute one must
+ * begin with the directory's name or real path. A base that the caller names in a call is opened as named;
+ * its own bases follow the call's permission.
+ *
+ * -EPERM: the image has a base and that was not allowed, or it leads out of the directory. -ENOTSUP: the
+ * kernel has no openat2(2), or a seccomp filter forbids it, so that nothing can be confined. */
+
 /* ---- Create -------------------------------------------------------------------------------- */
 
 enum pcow_format {
@@ -83,6 +98,7 @@ enum pcow_format {
 };
 
 #define PCOW_CREATE_REPLACE 1u /* replace an existing file atomically, unless it is an image in use */
+#define PCOW_CREATE_BASES 2u   /* follow the paths of the base's own bases, wherever they lead */
 
 struct pcow_create_options {
   size_t size;
@@ -91,12 +107,14 @@ struct pcow_create_options {
   uint64_t unit_size;        /* power of two, 64 KiB … 64 GiB; 0: 128 MiB, or larger for large images */
   const char *base;          /* NULL: none. Relative to the image's directory; recorded as given */
   const char *base_snapshot; /* NULL: the base's head as it is now */
+  const char *base_dir;      /* follow the base's own bases, to files beneath this directory */
 };
 
 /* Makes an image of VIRTUAL_SIZE bytes (rounded up to a page; 0 with a base: the base's size). The
  * file appears complete or not at all, durably. OPTIONS may be NULL.
  * -EEXIST (and no PCOW_CREATE_REPLACE), -EINVAL (sizes, flags, base not valid), -EFBIG (virtual size
- * beyond 2^24 units), -EBUSY (file to replace is in use, base is being written), what open(2) gives. */
+ * beyond 2^24 units), -EBUSY (file to replace is in use, base is being written), -EPERM (the base has a
+ * base that may not be followed), what open(2) gives. */
 int pcow_create(const char *path, uint64_t virtual_size, const struct pcow_create_options *options);
 
 /* ---- Open, close --------------------------------------------------------------------------- */
@@ -106,16 +124,20 @@ int pcow_create(const char *path, uint64_t virtual_size, const struct pcow_creat
                                    only, no content and no base */
 #define PCOW_OPEN_NO_BASE 4u    /* do not open the base: for an unsafe rebase; content calls fail */
 #define PCOW_OPEN_FORCE_BASE 8u /* take the base although it is not what it was */
+#define PCOW_OPEN_BASES 16u     /* follow the paths of bases, wherever they lead: trusted images only */
 
 struct pcow_open_options {
   size_t size;
   uint32_t flags;       /* PCOW_OPEN_* */
   const char *snapshot; /* open this snapshot, read-only, instead of the head */
+  const char *base_dir; /* follow the paths of bases, to files beneath this directory */
 };
 
 /* Opens the image at PATH with its chain of bases, locks and validates all of them. Read-only
- * without PCOW_OPEN_RDWR. OPTIONS may be NULL. An image that was not closed cleanly is made durable
- * as it is, and interrupted deletions go on, when it is opened for writing.
+ * without PCOW_OPEN_RDWR. OPTIONS may be NULL; an image with a base needs a permission, see above, which
+ * holds until the handle is closed. An image that was not closed cleanly is made durable as it is, and
+ * interrupted deletions go on, when it is opened for writing.
+ * -EPERM (it has a base that may not be followed),
  * -EBUSY (locked by another process or handle), -ENOENT (file, base or snapshot missing),
  * -EMEDIUMTYPE (not a pcow image), -EUCLEAN (damaged), -ENOTSUP (newer version or unknown feature),
  * -ESTALE (a base is not what it was), -ELOOP (cyclic chain, or longer than 1024),
@@ -126,6 +148,14 @@ int pcow_open(const char *path, const struct pcow_open_options *options, pcow_im
  * the last flush failed. NULL: nothing. */
 int pcow_close(pcow_image *image);
 
+/* Opens the base of IMAGE, which is open for information (PCOW_OPEN_INFO), in the same way: lock-free,
+ * for information only. It is followed as far as IMAGE's options allowed, and so is its own base in turn.
+ * Of a raw base there is its size: pcow_info has format_version 0 and no snapshots.
+ * -EINVAL (IMAGE has no base or is not open for information), -EPERM (it may not be followed), -ELOOP
+ * (cyclic chain, or longer than 1024), else as for pcow_open(); that it is the base that IMAGE was made
+ * over is not checked. */
+int pcow_open_base(pcow_image *image, pcow_image **base);
+
 /* ---- Information --------------------------------------------------------------------------- */
 
 #define PCOW_INFO_DIRTY 1u   /* not closed cleanly, or open for writing */
@@ -133,7 +163,7 @@ int pcow_close(pcow_image *image);
 
 struct pcow_info {
   size_t size;
-  uint32_t format_version;
+  uint32_t format_version; /* 0: a raw file, of pcow_open_base(); only sizes and path are set then */
   uint32_t flags;          /* PCOW_INFO_* */
   uint64_t virtual_size;   /* of what is open: the head or a snapshot */
   uint64_t unit_size;
@@ -148,7 +178,7 @@ struct pcow_info {
   const char *path;
   const char *base;          /* as recorded; NULL: none */
   const char *base_path;     /* as it is opened, relative to the working directory or absolute */
-  const char *base_snapshot; /* its name when the base could be looked up (not with PCOW_OPEN_INFO) */
+  const char *base_snapshot; /* its name, when the base is open (not with PCOW_OPEN_INFO, NO_BASE) */
   uint32_t base_epoch;       /* 0: the base's head */
   uint32_t reserved;
 };
@@ -256,6 +286,7 @@ int pcow_diff(pcow_image *image, const char *from, const char *to, pcow_extent_f
 int pcow_resize(pcow_image *image, uint64_t virtual_size, uint32_t flags);
 
 #define PCOW_REBASE_UNSAFE 1u /* change the reference only: content changes if the bases differ */
+#define PCOW_REBASE_BASES 2u  /* follow the paths of the new base's own bases, wherever they lead */
 
 struct pcow_rebase_options {
   size_t size;
@@ -265,9 +296,11 @@ struct pcow_rebase_options {
   const char *base_snapshot; /* NULL: the base's head */
   pcow_progress_fn progress;
   void *opaque;
+  const char *base_dir;      /* follow the new base's own bases, to files beneath this directory */
 };
 
-/* Changes the base. Safe: no view of the image, head or snapshot, changes content; pages that the
+/* Changes the base. The new base's own bases follow the permission given here; without one, the handle's.
+ * Safe: no view of the image, head or snapshot, changes content; pages that the
  * new base has otherwise are copied first. -EBUSY while mapped. Errors as for pcow_open(). */
 int pcow_rebase(pcow_image *image, const struct pcow_rebase_options *options);
 

@@ -67,6 +67,9 @@ int command_parse(struct command *command, const GOptionEntry *entries, int mini
   else if (command->output && strcmp(command->output, "human") != 0)
     return command_usage(command, "--output must be human or json, not '%s'", command->output);
 
+  if (command->bases.dir && command->bases.any)
+    return command_usage(command, "--base-dir and --any-base exclude each other");
+
   command->operand_count = command->operands ? (int)g_strv_length(command->operands) : 0;
   if (command->operand_count < minimum)
     return command_usage(command, "%s", command->operand_count ? "too few arguments" : "no file is named");
@@ -77,6 +80,7 @@ int command_parse(struct command *command, const GOptionEntry *entries, int mini
 
 void command_clear(struct command *command)
 {
+  g_free(command->bases.dir);
   g_free(command->output);
   g_strfreev(command->operands);
 }

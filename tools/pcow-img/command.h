@@ -8,6 +8,8 @@
 #ifndef COMMAND_H
 #define COMMAND_H
 
+#include "bases.h"
+
 #include <glib.h>
 
 #define COMMAND_DONE (-2)
@@ -32,6 +34,7 @@ struct command {
   gboolean json;     /* --output=json */
   gboolean help;
   gboolean version;
+  struct bases bases; /* --base-dir, --any-base */
   char *output;
   char **operands; /* what is not an option; NULL-terminated */
   int operand_count;

@@ -116,6 +116,7 @@ int verb_compare(struct command *command)
     { "second-format", 'F', 0, G_OPTION_ARG_FILENAME, &format_b,
       "Format of FILE2 (default: told by its content)", "pcow|raw" },
     { "strict", 's', 0, G_OPTION_ARG_NONE, &strict, "The sizes must agree as well", NULL },
+    OPTION_BASES(&command->bases),
     OPTION_PROGRESS(command),
     OPTION_QUIET(command),
     OPTION_END,
@@ -129,9 +130,9 @@ int verb_compare(struct command *command)
   if (naming_format("-f", format_a, PCOW_FORMAT_NONE, &format[0]) ||
       naming_format("-F", format_b, PCOW_FORMAT_NONE, &format[1]))
     return COMMAND_FAILED;
-  rc = source_open(command->operands[0], NULL, format[0], &c.a);
+  rc = source_open(&command->bases, command->operands[0], NULL, format[0], &c.a);
   if (rc == 0)
-    rc = source_open(command->operands[1], NULL, format[1], &c.b);
+    rc = source_open(&command->bases, command->operands[1], NULL, format[1], &c.b);
   if (rc == 0) {
     c.buffer_a = g_malloc(SCAN_CHUNK);
     c.buffer_b = g_malloc(SCAN_CHUNK);

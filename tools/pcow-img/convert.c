@@ -28,7 +28,7 @@ static int convert(const struct command *command, struct source *source, const c
   if (format == PCOW_FORMAT_NONE)
     format = PCOW_FORMAT_RAW;
   progress_start(command->progress); /* before there is a file that an interruption could leave */
-  rc = existing ? target_open(path, format, source_size(source), &target)
+  rc = existing ? target_open(&command->bases, path, format, source_size(source), &target)
                 : target_create(path, format, source_size(source), unit_size, &target);
   if (rc)
     return rc;
@@ -53,6 +53,7 @@ int verb_convert(struct command *command)
     { "existing", 'n', 0, G_OPTION_ARG_NONE, &existing, "Write into TARGET, which exists", NULL },
     { "options", 'o', 0, G_OPTION_ARG_FILENAME, &list, "A power of two from 64k to 64G, for -O pcow",
       "unit_size=SIZE" },
+    OPTION_BASES(&command->bases),
     OPTION_PROGRESS(command),
     OPTION_QUIET(command),
     OPTION_END,
@@ -69,7 +70,7 @@ int verb_convert(struct command *command)
     return COMMAND_FAILED;
   if (unit_size && (existing || to != PCOW_FORMAT_PCOW))
     return command_usage(command, "-o is for new files in the pcow format, -O pcow");
-  if (source_open(command->operands[0], snapshot, from, &source))
+  if (source_open(&command->bases, command->operands[0], snapshot, from, &source))
     return COMMAND_FAILED;
   rc = convert(command, source, command->operands[1], to, existing, unit_size);
   source_close(source);

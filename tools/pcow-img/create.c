@@ -34,13 +34,14 @@ static int print_created(const char *path)
 int verb_create(struct command *command)
 {
   g_autofree char *base = NULL, *base_format = NULL, *format = NULL, *list = NULL;
-  g_autofree char *base_file = NULL, *base_snapshot = NULL;
+  g_autofree char *base_file = NULL, *base_snapshot = NULL, *dir = NULL;
   const GOptionEntry entries[] = {
     { "format", 'f', 0, G_OPTION_ARG_FILENAME, &format, "Format of FILE: pcow, the default", "FORMAT" },
     { "backing", 'b', 0, G_OPTION_ARG_FILENAME, &base, "Layer FILE on this base", "BASE[@SNAPSHOT]" },
     { "backing-format", 'F', 0, G_OPTION_ARG_FILENAME, &base_format, "Format of BASE (default pcow)",
       "pcow|raw" },
     { "options", 'o', 0, G_OPTION_ARG_FILENAME, &list, "A power of two from 64k to 64G", "unit_size=SIZE" },
+    OPTION_BASES(&command->bases),
     OPTION_QUIET(command),
     OPTION_END,
   };
@@ -74,8 +75,10 @@ int verb_create(struct command *command)
     options.base = base_file;
     options.base_snapshot = base_snapshot;
     options.base_format = parsed;
+    dir = bases_dir_beneath(&command->bases, base_file, path);
+    options.base_dir = dir;
   }
-  options.flags = PCOW_CREATE_REPLACE;
+  options.flags = PCOW_CREATE_REPLACE | (command->bases.any ? PCOW_CREATE_BASES : 0);
   rc = pcow_create(path, size, &options);
   if (rc)
     return naming_fail_base(rc, base ? base_format : "");

@@ -35,7 +35,8 @@ static int build_extent(void *opaque, const struct pcow_extent *e)
 
 int verb_diff(struct command *command)
 {
-  const GOptionEntry entries[] = { OPTION_OUTPUT(command), OPTION_END };
+  const GOptionEntry entries[] = { OPTION_BASES(&command->bases), OPTION_OUTPUT(command), OPTION_END };
+  struct pcow_open_options options = PCOW_INIT(options);
   g_autoptr(JsonBuilder) builder = NULL;
   pcow_image *image = NULL;
   const char *from, *to;
@@ -45,7 +46,7 @@ int verb_diff(struct command *command)
     return rc;
   from = command->operands[1];
   to = command->operands[2]; /* NULL when it is not given */
-  if (pcow_open(command->operands[0], NULL, &image))
+  if (bases_open(&command->bases, command->operands[0], &options, &image))
     return report_library();
   if (command->json) {
     builder = json_builder_new();

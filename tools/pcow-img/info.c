@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * pcow-img info: what an image says of itself. It takes no lock and opens no base, so that it works on
- * images in use and on overlays whose base is gone.
+ * pcow-img info: what an image says of itself. It takes no lock and needs no base, so that it works on
+ * images in use and on overlays whose base is gone. A base is asked for its snapshot's name, or, for
+ * --backing-chain, described, where it may be followed.
  */
 #include "command.h"
 #include "naming.h"
@@ -9,13 +10,8 @@
 #include "report.h"
 #include "sizes.h"
 #include "snapshot.h"
-#include "source.h"
 
-#include <errno.h>
 #include <string.h>
-#include <sys/stat.h>
-
-#define CHAIN_MAX 1024 /* layers beneath an image, as in the library */
 
 /* One layer of a chain. Only the one that is being described is open. */
 struct layer {
@@ -24,9 +20,9 @@ struct layer {
   enum pcow_format format;
   uint64_t virtual_size;
   uint64_t actual_size;
-  /* For pcow: */
   pcow_image *image;
   struct pcow_info info; /* its strings belong to the image */
+  /* For pcow: */
   GPtrArray *snapshots;
   char *base_snapshot; /* at which the base is read: a name, or "#ID"; NULL: its head */
 };
@@ -58,16 +54,15 @@ static int on_lookup(void *opaque, const struct pcow_snapshot_info *info)
 }
 
 /* The snapshot that the base is read at. The image has recorded its id only, so this asks the base. */
-static char *base_snapshot_name(const struct pcow_info *info)
+static char *base_snapshot_name(const struct layer *layer)
 {
-  struct pcow_open_options options = PCOW_INIT(options);
+  const struct pcow_info *info = &layer->info;
   pcow_image *base = NULL;
   char *name = NULL;
 
   if (info->base_format != PCOW_FORMAT_PCOW || info->base_epoch == 0)
     return NULL;
-  options.flags = PCOW_OPEN_INFO;
-  if (pcow_open(info->base_path, &options, &base) == 0) {
+  if (pcow_open_base(layer->image, &base) == 0) {
     struct lookup lookup = { .id = info->base_epoch };
 
     pcow_snapshot_list(base, on_lookup, &lookup);
@@ -77,38 +72,22 @@ static char *base_snapshot_name(const struct pcow_info *info)
   return name ? name : g_strdup_printf("#%" G_GUINT32_FORMAT, info->base_epoch);
 }
 
-static int open_raw(struct layer *layer)
+/* Takes what is to be said from the layer's open image. */
+static int layer_read(struct layer *layer)
 {
-  struct source *source = NULL;
-  struct stat st;
-
-  if (stat(layer->path, &st))
-    return report_errno(errno, "%s", layer->path);
-  if (source_open(layer->path, NULL, PCOW_FORMAT_RAW, &source))
-    return COMMAND_FAILED;
-  layer->virtual_size = source_size(source);
-  layer->actual_size = (uint64_t)st.st_blocks * 512;
-  source_close(source);
-  return 0;
-}
-
-static int open_pcow(struct layer *layer)
-{
-  struct pcow_open_options options = PCOW_INIT(options);
-
   layer->info = (struct pcow_info)PCOW_INIT(layer->info);
-  options.flags = PCOW_OPEN_INFO;
-  if (pcow_open(layer->path, &options, &layer->image) || pcow_get_info(layer->image, &layer->info))
+  if (pcow_get_info(layer->image, &layer->info))
     return report_library();
   layer->actual_size = layer->info.allocated_size;
+  layer->virtual_size = layer->info.virtual_size;
+  if (layer->format == PCOW_FORMAT_RAW)
+    return 0;
   layer->snapshots = snapshot_list(layer->image);
   if (!layer->snapshots)
     return COMMAND_FAILED;
-  layer->base_snapshot = base_snapshot_name(&layer->info);
-  if (!layer->snapshot) {
-    layer->virtual_size = layer->info.virtual_size;
+  layer->base_snapshot = base_snapshot_name(layer);
+  if (!layer->snapshot)
     return 0;
-  }
   for (guint i = 0; i < layer->snapshots->len; i++) {
     const struct snapshot *s = g_ptr_array_index(layer->snapshots, i);
 
@@ -188,7 +167,7 @@ static void print_layer(const struct layer *layer)
     output_printf("snapshot: %s\n", layer->snapshot);
   output_printf("file format: %s\nvirtual size: %s (%" G_GUINT64_FORMAT " bytes)\ndisk size: %s\n",
                 naming_format_name(layer->format), virtual_text, layer->virtual_size, disk_text);
-  if (layer->image)
+  if (layer->format == PCOW_FORMAT_PCOW)
     print_pcow(layer);
 }
 
@@ -243,60 +222,52 @@ static void build_layer(JsonBuilder *builder, const struct layer *layer)
   output_member_text(builder, "format", naming_format_name(layer->format));
   output_member_number(builder, "virtual-size", layer->virtual_size);
   output_member_number(builder, "actual-size", layer->actual_size);
-  if (layer->image)
+  if (layer->format == PCOW_FORMAT_PCOW)
     build_pcow(builder, layer);
   json_builder_end_object(builder);
 }
 
 /* ---- The chain ---- */
 
-/* Opens a layer that is not among SEEN, a set of files. A file has one base only, so one that comes
- * twice comes for ever. */
-static int layer_open(struct layer *layer, GHashTable *seen)
-{
-  struct stat st;
-
-  if (stat(layer->path, &st))
-    return report_errno(errno, "%s", layer->path);
-  if (!g_hash_table_add(seen, g_strdup_printf("%ju:%ju", (uintmax_t)st.st_dev, (uintmax_t)st.st_ino)))
-    return report_fail("%s: the chain of bases is a cycle, it comes back to this file", layer->path);
-  if (g_hash_table_size(seen) > CHAIN_MAX + 1)
-    return report_fail("%s: lies deeper in a chain of bases than %d layers", layer->path, CHAIN_MAX);
-  return layer->format == PCOW_FORMAT_RAW ? open_raw(layer) : open_pcow(layer);
-}
-
-/* The layer that LAYER rests on, in NEXT; NULL when it is the last one. */
+/* The layer that LAYER rests on, open, in NEXT; NULL when it is the last one. */
 static int layer_next(const struct layer *layer, struct layer **next)
 {
   const struct pcow_info *info = &layer->info;
+  pcow_image *base = NULL;
 
   *next = NULL;
-  if (!layer->image || !info->base)
+  if (!info->base)
     return 0;
-  if (layer->base_snapshot && layer->base_snapshot[0] == '#')
-    return report_fail("%s: its base %s, or the snapshot %s of it, does not exist any more", layer->path,
-                       info->base_path, layer->base_snapshot);
+  if (pcow_open_base(layer->image, &base))
+    return report_library();
+  if (layer->base_snapshot && layer->base_snapshot[0] == '#') {
+    pcow_close(base);
+    return report_fail("%s: the snapshot %s of its base %s does not exist any more", layer->path,
+                       layer->base_snapshot, info->base_path);
+  }
   *next = g_new0(struct layer, 1);
   (*next)->path = g_strdup(info->base_path);
   (*next)->snapshot = g_strdup(layer->base_snapshot);
   (*next)->format = info->base_format;
+  (*next)->image = base;
   return 0;
 }
 
-/* Describes LAYER, which ends, and with WHOLE_CHAIN what is beneath. BUILDER is NULL for people. */
+/* Describes LAYER, which is open, and ends, and with WHOLE_CHAIN what is beneath. BUILDER is NULL for people. */
 static int describe(struct layer *layer, gboolean whole_chain, JsonBuilder *builder)
 {
-  g_autoptr(GHashTable) seen = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+  gboolean first = TRUE;
   int rc = 0;
 
   for (struct layer *next = NULL; layer; layer = next) {
-    rc = layer_open(layer, seen);
+    rc = layer_read(layer);
     if (rc == 0 && builder)
       build_layer(builder, layer);
     if (rc == 0 && !builder) {
-      output_printf("%s", g_hash_table_size(seen) > 1 ? "\n" : "");
+      output_printf("%s", first ? "" : "\n");
       print_layer(layer);
     }
+    first = FALSE;
     next = NULL;
     if (rc == 0 && whole_chain)
       rc = layer_next(layer, &next);
@@ -310,9 +281,11 @@ int verb_info(struct command *command)
   gboolean whole_chain = FALSE;
   const GOptionEntry entries[] = {
     { "backing-chain", 0, 0, G_OPTION_ARG_NONE, &whole_chain, "Describe all its bases as well", NULL },
+    OPTION_BASES(&command->bases),
     OPTION_OUTPUT(command),
     OPTION_END,
   };
+  struct pcow_open_options options = PCOW_INIT(options);
   g_autofree char *path = NULL, *snapshot = NULL;
   g_autoptr(JsonBuilder) builder = NULL;
   struct layer *layer;
@@ -326,6 +299,11 @@ int verb_info(struct command *command)
   layer->path = g_steal_pointer(&path);
   layer->snapshot = g_steal_pointer(&snapshot);
   layer->format = PCOW_FORMAT_PCOW;
+  options.flags = PCOW_OPEN_INFO;
+  if (bases_open(&command->bases, layer->path, &options, &layer->image)) {
+    layer_free(layer);
+    return report_library();
+  }
 
   builder = command->json ? json_builder_new() : NULL;
   if (builder && whole_chain)

@@ -65,6 +65,7 @@ int verb_map(struct command *command)
   const GOptionEntry entries[] = {
     { "start-offset", 's', 0, G_OPTION_ARG_FILENAME, &start_text, "Begin here", "OFFSET" },
     { "max-length", 'l', 0, G_OPTION_ARG_FILENAME, &length_text, "List so many bytes", "LENGTH" },
+    OPTION_BASES(&command->bases),
     OPTION_OUTPUT(command),
     OPTION_END,
   };
@@ -78,7 +79,7 @@ int verb_map(struct command *command)
     return command_usage(command, "--start-offset: '%s' is not a size", start_text);
   if (length_text && (!sizes_parse(length_text, &length) || length == 0))
     return command_usage(command, "--max-length: '%s' is not a length", length_text);
-  if (source_open(command->operands[0], NULL, PCOW_FORMAT_PCOW, &source))
+  if (source_open(&command->bases, command->operands[0], NULL, PCOW_FORMAT_PCOW, &source))
     return COMMAND_FAILED;
   rc = map(command, source, start, length);
   source_close(source);

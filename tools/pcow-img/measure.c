@@ -133,6 +133,7 @@ int verb_measure(struct command *command)
     { "size", 0, 0, G_OPTION_ARG_FILENAME, &size_text, "Measure an empty image instead of FILE", "SIZE" },
     { "options", 'o', 0, G_OPTION_ARG_FILENAME, &list, "A power of two from 64k to 64G, for -O pcow",
       "unit_size=SIZE" },
+    OPTION_BASES(&command->bases),
     OPTION_OUTPUT(command),
     OPTION_END,
   };
@@ -152,7 +153,7 @@ int verb_measure(struct command *command)
   if (size_text && !sizes_parse(size_text, &m.size))
     return command_usage(command, "--size: '%s' is not a size", size_text);
   if (!size_text) {
-    if (source_open(command->operands[0], snapshot, from, &source))
+    if (source_open(&command->bases, command->operands[0], snapshot, from, &source))
       return COMMAND_FAILED;
     m.size = source_size(source);
   }

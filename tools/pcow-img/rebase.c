@@ -19,17 +19,18 @@ static int close_written(pcow_image *image, int rc)
   return pcow_close(image) ? report_library() : 0;
 }
 
-static int open_written(const char *path, uint32_t flags, pcow_image **image)
+static int open_written(const struct command *command, uint32_t flags, pcow_image **image)
 {
   struct pcow_open_options options = PCOW_INIT(options);
 
   options.flags = PCOW_OPEN_RDWR | flags;
-  return pcow_open(path, &options, image) ? report_library() : 0;
+  return bases_open(&command->bases, command->operands[0], &options, image) ? report_library() : 0;
 }
 
 int verb_rebase(struct command *command)
 {
   g_autofree char *base = NULL, *base_format = NULL, *base_file = NULL, *base_snapshot = NULL;
+  g_autofree char *dir = NULL;
   gboolean unsafe = FALSE;
   const GOptionEntry entries[] = {
     { "backing", 'b', 0, G_OPTION_ARG_FILENAME, &base, "The new base; '' makes FILE independent",
@@ -38,6 +39,7 @@ int verb_rebase(struct command *command)
       "pcow|raw" },
     { "unsafe", 'u', 0, G_OPTION_ARG_NONE, &unsafe,
       "Change the reference only: if the bases differ, the content changes", NULL },
+    OPTION_BASES(&command->bases),
     OPTION_PROGRESS(command),
     OPTION_QUIET(command),
     OPTION_END,
@@ -62,7 +64,11 @@ int verb_rebase(struct command *command)
   options.base_snapshot = base_snapshot;
   options.base_format = format;
   options.progress = progress_update;
-  if (open_written(path, unsafe ? PCOW_OPEN_NO_BASE : 0, &image))
+  dir = base_file ? bases_dir_beneath(&command->bases, base_file, path) : NULL;
+  options.base_dir = dir;
+  if (command->bases.any)
+    options.flags |= PCOW_REBASE_BASES;
+  if (open_written(command, unsafe ? PCOW_OPEN_NO_BASE : 0, &image))
     return COMMAND_FAILED;
   progress_start(command->progress);
   rc = pcow_rebase(image, &options);
@@ -73,13 +79,18 @@ int verb_rebase(struct command *command)
 
 int verb_commit(struct command *command)
 {
-  const GOptionEntry entries[] = { OPTION_PROGRESS(command), OPTION_QUIET(command), OPTION_END };
+  const GOptionEntry entries[] = {
+    OPTION_BASES(&command->bases),
+    OPTION_PROGRESS(command),
+    OPTION_QUIET(command),
+    OPTION_END,
+  };
   pcow_image *image = NULL;
   int rc = command_parse(command, entries, 1, 1);
 
   if (rc)
     return rc;
-  if (open_written(command->operands[0], 0, &image))
+  if (open_written(command, 0, &image))
     return COMMAND_FAILED;
   progress_start(command->progress);
   rc = close_written(image, pcow_commit(image, progress_update, NULL));

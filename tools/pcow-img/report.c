@@ -44,6 +44,9 @@ int report_errno(int errnum, const char *format, ...)
 
 int report_library(void)
 {
+  /* The library speaks of its own options; these are ours. */
+  if (strstr(pcow_errormsg(), " is not followed"))
+    return report_fail("%s; --base-dir=DIR or --any-base allows it", pcow_errormsg());
   record(pcow_errormsg());
   return COMMAND_FAILED;
 }

@@ -50,6 +50,7 @@ int verb_resize(struct command *command)
   gboolean shrink = FALSE;
   const GOptionEntry entries[] = {
     { "shrink", 0, 0, G_OPTION_ARG_NONE, &shrink, "Allow a smaller size", NULL },
+    OPTION_BASES(&command->bases),
     OPTION_QUIET(command),
     OPTION_END,
   };
@@ -75,7 +76,7 @@ int verb_resize(struct command *command)
   size_text = negative ? negative : command->operands[1];
 
   options.flags = PCOW_OPEN_RDWR;
-  if (pcow_open(command->operands[0], &options, &image))
+  if (bases_open(&command->bases, command->operands[0], &options, &image))
     return report_library();
   rc = resize(image, command->operands[0], size_text, shrink);
   if (pcow_close(image) && rc == 0)

@@ -182,15 +182,15 @@ static int list_snapshots(const struct command *command, gboolean tree)
   return 0;
 }
 
-/* Opens PATH for writing and does ACTION with the snapshot NAME. */
-static int change(const char *path, int (*action)(pcow_image *, const char *), const char *name)
+/* Opens the image for writing and does ACTION with the snapshot NAME. */
+static int change(const struct command *command, int (*action)(pcow_image *, const char *), const char *name)
 {
   struct pcow_open_options options = PCOW_INIT(options);
   pcow_image *image = NULL;
   int rc = 0;
 
   options.flags = PCOW_OPEN_RDWR;
-  if (pcow_open(path, &options, &image))
+  if (bases_open(&command->bases, command->operands[0], &options, &image))
     return report_library();
   if (action(image, name))
     rc = report_library();
@@ -209,6 +209,7 @@ int verb_snapshot(struct command *command)
     { "create", 'c', 0, G_OPTION_ARG_FILENAME, &create, "Freeze the present content under a name", "NAME" },
     { "apply", 'a', 0, G_OPTION_ARG_FILENAME, &apply, "Make a snapshot the present content", "NAME" },
     { "delete", 'd', 0, G_OPTION_ARG_FILENAME, &delete, "Delete a snapshot", "NAME" },
+    OPTION_BASES(&command->bases),
     OPTION_OUTPUT(command),
     OPTION_QUIET(command),
     OPTION_END,
@@ -220,18 +221,18 @@ int verb_snapshot(struct command *command)
   if (list + tree + !!create + !!apply + !!delete > 1)
     return command_usage(command, "-l, --tree, -c, -a and -d exclude each other");
   if (create)
-    return change(command->operands[0], pcow_snapshot_create, create);
+    return change(command, pcow_snapshot_create, create);
   if (apply)
-    return change(command->operands[0], pcow_snapshot_revert, apply);
+    return change(command, pcow_snapshot_revert, apply);
   if (delete)
-    return change(command->operands[0], pcow_snapshot_delete, delete);
+    return change(command, pcow_snapshot_delete, delete);
   return list_snapshots(command, tree);
 }
 
 int verb_rollback(struct command *command)
 {
-  const GOptionEntry entries[] = { OPTION_QUIET(command), OPTION_END };
+  const GOptionEntry entries[] = { OPTION_BASES(&command->bases), OPTION_QUIET(command), OPTION_END };
   int rc = command_parse(command, entries, 2, 2);
 
-  return rc ? rc : change(command->operands[0], pcow_snapshot_revert, command->operands[1]);
+  return rc ? rc : change(command, pcow_snapshot_revert, command->operands[1]);
 }

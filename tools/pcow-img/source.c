@@ -27,13 +27,13 @@ struct source {
   unsigned current;
 };
 
-static int open_pcow(struct source *s, const char *snapshot)
+static int open_pcow(struct source *s, const struct bases *bases, const char *snapshot)
 {
   struct pcow_open_options options = PCOW_INIT(options);
   struct pcow_info info = PCOW_INIT(info);
 
   options.snapshot = snapshot;
-  if (pcow_open(s->path, &options, &s->image) || pcow_get_info(s->image, &info))
+  if (bases_open(bases, s->path, &options, &s->image) || pcow_get_info(s->image, &info))
     return report_library();
   s->size = info.virtual_size;
   return 0;
@@ -56,7 +56,8 @@ static int open_raw(struct source *s)
   return 0;
 }
 
-int source_open(const char *name, const char *snapshot, enum pcow_format format, struct source **source)
+int source_open(const struct bases *bases, const char *name, const char *snapshot, enum pcow_format format,
+                struct source **source)
 {
   g_autofree char *named = NULL;
   struct source *s = g_new0(struct source, 1);
@@ -75,7 +76,7 @@ int source_open(const char *name, const char *snapshot, enum pcow_format format,
   if (rc == 0 && s->format == PCOW_FORMAT_RAW && snapshot)
     rc = report_fail("%s: a raw file has no snapshots, '%s' is none", s->path, snapshot);
   if (rc == 0)
-    rc = s->format == PCOW_FORMAT_PCOW ? open_pcow(s, snapshot) : open_raw(s);
+    rc = s->format == PCOW_FORMAT_PCOW ? open_pcow(s, bases, snapshot) : open_raw(s);
   if (rc) {
     source_close(s);
     return rc;

@@ -6,6 +6,8 @@
 #ifndef SOURCE_H
 #define SOURCE_H
 
+#include "bases.h"
+
 #include <libpcow/libpcow.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -18,9 +20,10 @@ struct source_extent {
   bool zero; /* nothing is stored: reads as zeros */
 };
 
-/* Opens FILE[@SNAPSHOT] for reading. SNAPSHOT, if not NULL, is a name given by an option instead.
+/* Opens FILE[@SNAPSHOT] for reading, with its bases. SNAPSHOT, if not NULL, is a name given by an option instead.
  * FORMAT NONE: told by the file's first bytes. 0, or COMMAND_FAILED with the error recorded. */
-int source_open(const char *name, const char *snapshot, enum pcow_format format, struct source **source);
+int source_open(const struct bases *bases, const char *name, const char *snapshot, enum pcow_format format,
+                struct source **source);
 
 void source_close(struct source *source); /* NULL: nothing */
 

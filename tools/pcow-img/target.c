@@ -161,7 +161,7 @@ int target_create(const char *path, enum pcow_format format, uint64_t size, uint
     target_abandon(t);
     if (format != PCOW_FORMAT_RAW)
       return report_fail("%s: a block device can hold raw content only", path);
-    return target_open(path, format, size, target);
+    return target_open(NULL, path, format, size, target); /* raw: it has no bases */
   }
   resolve_path(t);
   if (exists && !S_ISREG(st.st_mode))
@@ -187,13 +187,13 @@ int target_create(const char *path, enum pcow_format format, uint64_t size, uint
   return 0;
 }
 
-static int open_pcow(struct target *t, uint64_t *size)
+static int open_pcow(struct target *t, const struct bases *bases, uint64_t *size)
 {
   struct pcow_open_options options = PCOW_INIT(options);
   struct pcow_info info = PCOW_INIT(info);
 
   options.flags = PCOW_OPEN_RDWR;
-  if (pcow_open(t->path, &options, &t->image) || pcow_get_info(t->image, &info))
+  if (bases_open(bases, t->path, &options, &t->image) || pcow_get_info(t->image, &info))
     return report_library();
   *size = info.virtual_size;
   return 0;
@@ -213,11 +213,12 @@ static int open_raw(struct target *t, uint64_t *size)
   return 0;
 }
 
-int target_open(const char *path, enum pcow_format format, uint64_t size, struct target **target)
+int target_open(const struct bases *bases, const char *path, enum pcow_format format, uint64_t size,
+                struct target **target)
 {
   struct target *t = target_new(path, format);
   uint64_t present = 0;
-  int rc = format == PCOW_FORMAT_PCOW ? open_pcow(t, &present) : open_raw(t, &present);
+  int rc = format == PCOW_FORMAT_PCOW ? open_pcow(t, bases, &present) : open_raw(t, &present);
 
   *target = NULL;
   if (rc == 0 && present < size)

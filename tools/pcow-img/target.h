@@ -6,6 +6,8 @@
 #ifndef TARGET_H
 #define TARGET_H
 
+#include "bases.h"
+
 #include <libpcow/libpcow.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -18,7 +20,8 @@ int target_create(const char *path, enum pcow_format format, uint64_t size, uint
                   struct target **target);
 
 /* An existing image, file or device of at least SIZE bytes, in place. */
-int target_open(const char *path, enum pcow_format format, uint64_t size, struct target **target);
+int target_open(const struct bases *bases, const char *path, enum pcow_format format, uint64_t size,
+                struct target **target);
 
 /* DATA NULL: the range shall read as zeros. A new file's ranges are written once, in any order. */
 int target_write(struct target *target, uint64_t offset, uint64_t length, const void *data);
