@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #define CREATE_FLAGS (PCOW_CREATE_REPLACE | PCOW_CREATE_BASES)
+#define TEMPORARY_TRIES 100
 
 static int choose_unit(const char *path, uint64_t wanted, uint64_t size, unsigned *shift)
 {
@@ -55,6 +56,23 @@ static int check_replaceable(const char *path)
   return ret;
 }
 
+/* Random names can meet: those of processes that were forked from one are the same, and one that was
+ * killed has left its file. */
+static int open_temporary(const char *path, char **temporary)
+{
+  g_autofree char *dir = g_path_get_dirname(path);
+  int fd;
+
+  for (unsigned tries = 0; tries < TEMPORARY_TRIES; tries++) {
+    g_free(*temporary);
+    *temporary = g_strdup_printf("%s/.pcow-%08x.tmp", dir, g_random_int());
+    fd = open(*temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd >= 0 || errno != EEXIST)
+      break;
+  }
+  return fd < 0 ? fail_errno(errno, "%s: cannot create", path) : fd;
+}
+
 static int write_image(int fd, const char *path, const struct superblock *sb)
 {
   struct pcow_disk_superblock disk;
@@ -73,6 +91,7 @@ static int write_image(int fd, const char *path, const struct superblock *sb)
   return 0;
 }
 
+/* The image is there already: what fails is only the promise that it will be after a power cut. */
 static int sync_directory(const char *path)
 {
   g_autofree char *dir = g_path_get_dirname(path);
@@ -80,7 +99,7 @@ static int sync_directory(const char *path)
   int ret = 0;
 
   if (fd < 0 || fsync(fd))
-    ret = fail_errno(errno, "%s: cannot make the directory durable", dir);
+    ret = fail_errno(errno, "%s: is created, but its directory cannot be made durable", path);
   if (fd >= 0)
     close(fd);
   return ret;
@@ -103,8 +122,10 @@ static int put_in_place(const char *temporary, const char *path, bool replace)
 
 static int new_identity(const char *path, struct superblock *sb)
 {
-  if (getrandom(sb->uuid, sizeof(sb->uuid), 0) != sizeof(sb->uuid))
-    return fail_errno(errno, "%s: no random numbers for a UUID", path);
+  ssize_t n = getrandom(sb->uuid, sizeof(sb->uuid), 0);
+
+  if (n != sizeof(sb->uuid))
+    return fail_errno(n < 0 ? errno : EIO, "%s: no random numbers for a UUID", path);
   sb->uuid[6] = (sb->uuid[6] & 0x0f) | 0x40;    /* RFC 4122, version 4 */
   sb->uuid[8] = (sb->uuid[8] & 0x3f) | 0x80;
   sb->tag = content_tag_next((struct content_tag){ 0, 0 });
@@ -117,7 +138,6 @@ API int pcow_create(const char *path, uint64_t virtual_size, const struct pcow_c
   struct superblock sb = { .sequence = 1, .head_epoch = 1, .next_epoch = 2 };
   struct base_policy *policy = NULL;
   g_autofree char *temporary = NULL;
-  g_autofree char *dir = NULL;
   uint64_t base_size = 0;
   int ret = 0;
   int fd;
@@ -158,11 +178,9 @@ API int pcow_create(const char *path, uint64_t virtual_size, const struct pcow_c
   if (ret)
     return ret;
 
-  dir = g_path_get_dirname(path);
-  temporary = g_strdup_printf("%s/.pcow-%08x.tmp", dir, g_random_int());
-  fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  fd = open_temporary(path, &temporary);
   if (fd < 0)
-    return fail_errno(errno, "%s: cannot create", path);
+    return fd;
   ret = write_image(fd, path, &sb);
   close(fd);
   if (ret == 0)

@@ -34,11 +34,13 @@ static int check_name(const struct pcow_image *image, const char *name)
 static int make_record(const struct store *st, const char *name, struct epoch *record)
 {
   struct timespec now;
+  ssize_t n;
 
   memset(record, 0, sizeof(*record));
   clock_gettime(CLOCK_REALTIME, &now);
-  if (getrandom(record->guid, sizeof(record->guid), 0) != sizeof(record->guid))
-    return fail_errno(errno, "%s: no random numbers for a GUID", st->path);
+  n = getrandom(record->guid, sizeof(record->guid), 0);
+  if (n != sizeof(record->guid))
+    return fail_errno(n < 0 ? errno : EIO, "%s: no random numbers for a GUID", st->path);
   record->id = st->sb.head_epoch;
   record->parent = st->sb.head_parent;
   record->state = EPOCH_SNAPSHOT;
