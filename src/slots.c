@@ -343,26 +343,29 @@ int slots_prepare(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t previ
     .epoch = le32_make(epoch),
     .previous = le64_make(previous ? SLOT_REF(previous) : 0),
   };
+  uint64_t slot;
   bool never_used;
   int ret;
 
   ret = store_dirty(st);
   if (ret == 0)
-    ret = allocate(s, unit, epoch, index, &never_used);
+    ret = allocate(s, unit, epoch, &slot, &never_used);
   if (ret)
     return ret;
-  header.crc = le32_make(slot_identity_crc(unit, epoch, *index));
-  ret = persist_reserve(st->p, geometry_header(&st->geo, *index), sizeof(header));
+  header.crc = le32_make(slot_identity_crc(unit, epoch, slot));
+  ret = persist_reserve(st->p, geometry_header(&st->geo, slot), sizeof(header));
   if (ret == 0)
     ret = persist_reserve(st->p, geometry_map_word(unit), 8);
   if (ret == 0 && !never_used)
-    ret = ORDERED("2.1", persist_punch(st->p, geometry_data(&st->geo, *index), st->geo.unit_bytes));
+    ret = ORDERED("2.1", persist_punch(st->p, geometry_data(&st->geo, slot), st->geo.unit_bytes));
   if (ret == 0)
-    ret = clear_bitmap(st, *index);
+    ret = clear_bitmap(st, slot);
   if (ret == 0)
-    ret = persist_copy(st->p, geometry_header(&st->geo, *index), &header, sizeof(header));
+    ret = persist_copy(st->p, geometry_header(&st->geo, slot), &header, sizeof(header));
   if (ret)
-    release(s, *index);
+    release(s, slot);
+  else
+    *index = slot;
   return ret;
 }
 

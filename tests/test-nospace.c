@@ -315,6 +315,39 @@ static void pwrite_fails(void)
   free(bytes);
 }
 
+/* Not even the slot of the first page can be had: refused as often as it is tried, and nothing remembers it. */
+static void first_slot_fails(void)
+{
+  char *ballast = test_path("mount/ballast"), *path = test_path("mount/fresh.pcow");
+  int fd = (int)SYS(open(ballast, O_RDWR | O_CREAT, 0600));
+  char page[PCOW_PAGE_SIZE];
+  pcow_image *image;
+
+  unlink(overlay);
+  tmpfs_resize(16);
+  test_create(path, MIB, 64 * KIB, NULL, PCOW_FORMAT_NONE, NULL);
+  image = test_open(path, PCOW_OPEN_RDWR, NULL);
+  for (off_t size = 0; fallocate(fd, 0, size, PAGE) == 0; size += (off_t)PAGE)
+    ;
+  test_page_fill(page, 5);
+  for (unsigned i = 0; i < 6; i++)
+    GIVES(-ENOSPC, pcow_pwrite(image, page, PAGE, i % 2 * 64 * KIB));
+  SYS(unlink(ballast));
+  SYS(close(fd));
+  for (unsigned i = 0; i < 2; i++)
+    OK(pcow_pwrite(image, page, PAGE, i * 64 * KIB));
+  OK(pcow_close(image));
+  test_check_clean(path);
+  image = test_open(path, 0, NULL);
+  for (unsigned i = 0; i < 2; i++) {
+    memset(page, 0, PAGE);
+    OK(pcow_pread(image, page, PAGE, i * 64 * KIB));
+    CHECK(test_page_is(page, 5), "a page is wrong that was written when there was space again");
+  }
+  OK(pcow_close(image));
+  SYS(unlink(path));
+}
+
 static void unmount(void)
 {
   umount2(mount_path, MNT_DETACH);
@@ -336,6 +369,7 @@ int main(int argc, char **argv)
   overlay = test_path("mount/overlay.pcow");
   shared_pages = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   CHECK(shared_pages != MAP_FAILED, "no memory");
+  first_slot_fails();
   held_and_resumed();
   sigbus_child(false);
   sigbus_child(true);
