@@ -223,6 +223,30 @@ void head_unlock_unit(struct head *h, struct unit *u)
   g_mutex_unlock(mutex);
 }
 
+int head_forget_unit(struct head *h, uint64_t unit)
+{
+  gpointer key = GSIZE_TO_POINTER(unit + 1);
+  struct unit *u;
+  int ret = 0;
+
+  g_mutex_lock(stripe(h, unit));
+  g_mutex_lock(&h->table_lock);
+  u = g_hash_table_lookup(h->units, key);
+  g_mutex_unlock(&h->table_lock);
+  if (u)
+    ret = head_settle_unit(h, u);
+  if (u && ret == 0) {
+    if (u->slot && !u->linked)
+      slots_cancel(h->slots, u->slot);
+    g_mutex_lock(&h->table_lock);
+    g_hash_table_remove(h->units, key);
+    g_mutex_unlock(&h->table_lock);
+  }
+  g_mutex_unlock(stripe(h, unit));
+  view_cache_forget(h->cache, unit);
+  return ret;
+}
+
 GArray *head_lower_runs(struct head *h, uint64_t unit, int *error)
 {
   return view_cache_get(h->cache, unit, error);

@@ -40,6 +40,11 @@ void head_free(struct head *h);
  * pending. */
 void head_reset(struct head *h, struct layer *lower);
 
+/* The unit's chain is about to be changed by others than the head, or was: settles what is pending of it
+ * and forgets it, a prepared slot that was never linked included, and what lies beneath. The image lock
+ * is held for writing. */
+int head_forget_unit(struct head *h, uint64_t unit);
+
 /* Once a session before any page can be written: renews the content tag. Cheap afterwards. */
 int head_begin_session(struct head *h);
 /* The same with a tag that the caller drew (a commit into this image announced it). */

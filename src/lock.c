@@ -50,6 +50,13 @@ int lock_wait(int fd, const char *path, uint64_t byte, enum lock_kind kind, unsi
   }
 }
 
+bool lock_range_busy(int fd, uint64_t byte, uint64_t count)
+{
+  struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)byte, .l_len = (off_t)count };
+
+  return fcntl(fd, F_OFD_GETLK, &l) < 0 || l.l_type != F_UNLCK;
+}
+
 bool lock_area_busy(int fd)
 {
   struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)LOCK_HEAD };

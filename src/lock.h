@@ -19,6 +19,9 @@ int lock_try(int fd, const char *path, uint64_t byte, enum lock_kind kind);
 /* The same, but waits up to MILLISECONDS for it. */
 int lock_wait(int fd, const char *path, uint64_t byte, enum lock_kind kind, unsigned milliseconds);
 
+/* True when another open file holds a lock on any of COUNT bytes from BYTE on, or nobody can tell. */
+bool lock_range_busy(int fd, uint64_t byte, uint64_t count);
+
 /* True when another open file holds a lock on any byte of the lock area: the image is in use. */
 bool lock_area_busy(int fd);
 

@@ -2,7 +2,8 @@
  *
  * A slot is free when no chain reaches it; which ones are is found by walking all chains once, at the
  * first allocation of a session. Slots above the high-water mark that this session raised were never
- * used and need no punching; all others may hold old bytes and are punched before they are linked.
+ * used and need no punching; all others may hold old bytes and are punched before they are linked. The
+ * same walk notes which epoch has slots in which units, so that collection visits these alone.
  *
  * Small units come in groups of up to 128 MiB, and an epoch's slots of one group from one aligned
  * block, in the order of the units: neighbours in the range are neighbours in the file, and a mapping
@@ -33,11 +34,17 @@ struct slots {
   uint64_t *touched;            /* bit i: slot i + 1 may ever have been used */
   uint64_t count;               /* bits in both: the high-water mark */
   uint64_t hint;                /* no free bit lies below */
+  GHashTable *units;            /* epoch → GArray of units in which it may have a slot */
   uint64_t group_units;         /* a power of two; 1: no groups */
   uint32_t epoch;               /* whose blocks these are: */
   GHashTable *blocks;           /* group + 1 → first bit of its block + 1 */
   GHashTable *taken;            /* set of these first bits + 1 */
 };
+
+static void free_units(gpointer units)
+{
+  g_array_unref(units);
+}
 
 struct slots *slots_new(struct store *store)
 {
@@ -47,6 +54,7 @@ struct slots *slots_new(struct store *store)
   s->store = store;
   s->blocks = g_hash_table_new(g_direct_hash, g_direct_equal);
   s->taken = g_hash_table_new(g_direct_hash, g_direct_equal);
+  s->units = g_hash_table_new_full(g_direct_hash, g_direct_equal, NULL, free_units);
   return s;
 }
 
@@ -55,11 +63,24 @@ void slots_free(struct slots *s)
   if (!s)
     return;
   g_mutex_clear(&s->lock);
+  g_hash_table_unref(s->units);
   g_hash_table_unref(s->taken);
   g_hash_table_unref(s->blocks);
   g_free(s->touched);
   g_free(s->used);
   g_free(s);
+}
+
+/* The lock is held. */
+static void note_unit(struct slots *s, uint32_t epoch, uint64_t unit)
+{
+  GArray *units = g_hash_table_lookup(s->units, GUINT_TO_POINTER(epoch));
+
+  if (!units) {
+    units = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+    g_hash_table_insert(s->units, GUINT_TO_POINTER(epoch), units);
+  }
+  g_array_append_val(units, unit);
 }
 
 static int walk_unit(struct slots *s, uint64_t unit, uint64_t word)
@@ -72,11 +93,13 @@ static int walk_unit(struct slots *s, uint64_t unit, uint64_t word)
   if (ret == 0)
     ret = slotwalk_chain(st->fd, st->path, &st->sb, unit, index, chain);
   for (unsigned i = 0; ret == 0 && i < chain->len; i++) {
-    uint64_t bit = g_array_index(chain, struct slot_info, i).index - 1;
+    const struct slot_info *slot = &g_array_index(chain, struct slot_info, i);
+    uint64_t bit = slot->index - 1;
 
     if (bits_test(s->used, bit))
       return fail(EUCLEAN, "%s: slot %" PRIu64 " is reached by two units", st->path, bit + 1);
     bits_set(s->used, bit, bit + 1);
+    note_unit(s, slot->epoch, unit);
   }
   return ret;
 }
@@ -124,6 +147,7 @@ static int walk_all(struct slots *s)
   if (ret) {
     g_clear_pointer(&s->used, g_free);
     g_clear_pointer(&s->touched, g_free);
+    g_hash_table_remove_all(s->units);
   }
   return ret;
 }
@@ -289,6 +313,7 @@ static int allocate(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t *in
     *never_used = !bits_test(s->touched, bit);
     bits_set(s->used, bit, bit + 1);
     bits_set(s->touched, bit, bit + 1);
+    note_unit(s, epoch, unit);
   }
   g_mutex_unlock(&s->lock);
   return ret;
@@ -313,6 +338,60 @@ int slots_count_free(struct slots *s, uint64_t *count)
     ret = walk_all(s);
   if (ret == 0)
     *count = s->count - bits_count(s->used, 0, s->count);
+  g_mutex_unlock(&s->lock);
+  return ret;
+}
+
+static gint compare_units(gconstpointer a, gconstpointer b)
+{
+  const uint64_t *x = a, *y = b;
+
+  return *x < *y ? -1 : *x > *y;
+}
+
+GArray *slots_take_units(struct slots *s, uint32_t epoch, int *error)
+{
+  GArray *units = NULL;
+  gpointer taken;
+  unsigned kept = 0;
+
+  g_mutex_lock(&s->lock);
+  *error = s->used ? 0 : walk_all(s);
+  if (*error == 0)
+    units = g_hash_table_steal_extended(s->units, GUINT_TO_POINTER(epoch), NULL, &taken)
+              ? taken : g_array_new(FALSE, FALSE, sizeof(uint64_t));
+  g_mutex_unlock(&s->lock);
+  if (!units)
+    return NULL;
+  g_array_sort(units, compare_units);
+  for (unsigned i = 0; i < units->len; i++)
+    if (!kept || g_array_index(units, uint64_t, kept - 1) != g_array_index(units, uint64_t, i))
+      g_array_index(units, uint64_t, kept++) = g_array_index(units, uint64_t, i);
+  g_array_set_size(units, kept);
+  return units;
+}
+
+void slots_note_unit(struct slots *s, uint32_t epoch, uint64_t unit)
+{
+  g_mutex_lock(&s->lock);
+  if (s->used)
+    note_unit(s, epoch, unit);
+  g_mutex_unlock(&s->lock);
+}
+
+int slots_find_epoch(struct slots *s, slots_epoch_fn wanted, const void *opaque, uint32_t *epoch)
+{
+  GHashTableIter iter;
+  gpointer key;
+  int ret;
+
+  *epoch = 0;
+  g_mutex_lock(&s->lock);
+  ret = s->used ? 0 : walk_all(s);
+  g_hash_table_iter_init(&iter, s->units);
+  while (ret == 0 && !*epoch && g_hash_table_iter_next(&iter, &key, NULL))
+    if (wanted(GPOINTER_TO_UINT(key), opaque))
+      *epoch = GPOINTER_TO_UINT(key);
   g_mutex_unlock(&s->lock);
   return ret;
 }
@@ -391,7 +470,8 @@ int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer)
   int ret;
 
   /* Ordering: 4.1 the word, 4.2 fence: the chain no longer reaches the slot; a crash from here on leaves
-   * a free slot that holds blocks. 4.3 punch. It is punched again before it is linked again. */
+   * a free slot that holds blocks. 4.3 punch. It is punched again before it is linked again. (Small
+   * bitmaps share their pages with others, and so do headers.) */
   ret = store_dirty(st);
   if (ret == 0)
     ret = persist_store64(st->p, word, slot->previous ? SLOT_REF(slot->previous) : 0);
@@ -399,6 +479,8 @@ int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer)
     ret = ORDERED("4.2", persist_fence(st->p));
   if (ret == 0)
     ret = persist_punch(st->p, geometry_data(&st->geo, slot->index), st->geo.unit_bytes);
+  if (ret == 0 && st->geo.bitmap_bytes % PAGE_BYTES == 0)
+    ret = persist_punch(st->p, geometry_bitmap(&st->geo, slot->index), st->geo.bitmap_bytes);
   if (ret == 0)
     release(s, slot->index);
   return ret;
@@ -415,7 +497,11 @@ int slots_relabel(struct slots *s, const struct slot_info *slot, uint32_t epoch)
   uint64_t owner = geometry_header(&st->geo, slot->index) + offsetof(struct pcow_disk_slot, epoch);
   int ret = store_dirty(st);
 
-  return ret ? ret : persist_store64(st->p, owner, slot_owner_word(slot->unit, epoch, slot->index));
+  if (ret == 0)
+    ret = persist_store64(st->p, owner, slot_owner_word(slot->unit, epoch, slot->index));
+  if (ret == 0)
+    slots_note_unit(s, epoch, slot->unit);
+  return ret;
 }
 
 int slots_reserve_present(struct slots *s, uint64_t index, uint64_t first, uint64_t end)

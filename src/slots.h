@@ -29,8 +29,18 @@ int slots_link(struct slots *s, uint64_t unit, uint64_t index);
 /* Makes a prepared slot the one after LAST, the oldest of its unit. Owed: a fence. */
 int slots_link_after(struct slots *s, uint64_t last, uint64_t index);
 
+/* In which units an epoch has slots, as found by the walk of all chains and kept up since: a unit may be
+ * listed that has none any more, none is missing. Takes the list, which then begins anew: sorted, each
+ * unit once. NULL with *ERROR. */
+GArray *slots_take_units(struct slots *s, uint32_t epoch, int *error);
+/* Puts a unit back on the list. */
+void slots_note_unit(struct slots *s, uint32_t epoch, uint64_t unit);
+/* An epoch with a list that is WANTED; 0: none. */
+typedef bool (*slots_epoch_fn)(uint32_t epoch, const void *opaque);
+int slots_find_epoch(struct slots *s, slots_epoch_fn wanted, const void *opaque, uint32_t *epoch);
+
 /* Takes a slot out of its chain (NEWER: the slot before it, 0: the unit map), durably, punches its
- * data area and makes it free. */
+ * data area, and its bitmap where that is whole pages, and makes it free. */
 int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer);
 
 /* Gives a prepared slot back that was never linked. */

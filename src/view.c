@@ -389,6 +389,22 @@ void view_cache_free(struct view_cache *c)
   g_free(c);
 }
 
+void view_cache_forget(struct view_cache *c, uint64_t unit)
+{
+  gpointer key = GSIZE_TO_POINTER(unit + 1);
+  const GArray *runs;
+
+  g_mutex_lock(&c->lock);
+  runs = g_hash_table_lookup(c->units, key);
+  if (runs)
+    c->runs -= runs->len;
+  g_hash_table_remove(c->units, key);
+  g_mutex_lock(&c->top->walk_mutex);
+  c->top->data_from = c->top->data_to = 0;
+  g_mutex_unlock(&c->top->walk_mutex);
+  g_mutex_unlock(&c->lock);
+}
+
 void view_cache_reset(struct view_cache *c, struct layer *top)
 {
   g_mutex_lock(&c->lock);

@@ -36,6 +36,8 @@ void view_cache_free(struct view_cache *c);
 /* Runs of one unit (shortened to the view's size rounded up to a unit: beyond it all is zero), page
  * numbers of the whole view; NULL with *ERROR on failure. Unref with g_array_unref(). */
 GArray *view_cache_get(struct view_cache *c, uint64_t unit, int *error);
+/* One unit is to be resolved again: its slots changed, and may have been used again. */
+void view_cache_forget(struct view_cache *c, uint64_t unit);
 /* TOP's view changed (NULL: as before). */
 void view_cache_reset(struct view_cache *c, struct layer *top);
 
