@@ -402,8 +402,8 @@ static int commit_locked(pcow_image *image, pcow_progress_fn progress, void *opa
   if (r == 0)
     r = attached;
   if (r == 0)
-    r = image_reload(image, image->layer->base);
-  return r ? r : collect_run(image);
+    image->uncollected = true;
+  return r ? r : image_reload(image, image->layer->base);
 }
 
 API int pcow_commit(pcow_image *image, pcow_progress_fn progress, void *opaque)
@@ -413,5 +413,5 @@ API int pcow_commit(pcow_image *image, pcow_progress_fn progress, void *opaque)
   pthread_rwlock_wrlock(&image->lock);
   r = commit_locked(image, progress, opaque);
   pthread_rwlock_unlock(&image->lock);
-  return r;
+  return r ? r : collect_run(image);
 }

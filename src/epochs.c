@@ -189,6 +189,45 @@ unsigned epochs_children(const struct epochs *e, const struct superblock *sb, ui
   return n;
 }
 
+/* Counts in BRANCHES, by id, the children of each epoch that live or that something living descends from;
+ * ID is the parent of one. */
+static void count_branch(const struct epochs *e, GHashTable *branches, uint32_t id)
+{
+  while (id) {
+    gpointer key = GUINT_TO_POINTER(id);
+    unsigned n = GPOINTER_TO_UINT(g_hash_table_lookup(branches, key));
+    const struct epoch *epoch = epochs_get(e, id);
+
+    g_hash_table_insert(branches, key, GUINT_TO_POINTER(n + 1));
+    /* Counted already with those above it: when it was come by before, or for its own sake. */
+    if (n || !epoch || epoch->state == EPOCH_SNAPSHOT)
+      return;
+    id = epoch->parent;
+  }
+}
+
+unsigned epochs_pending(const struct epochs *e, const struct superblock *sb)
+{
+  g_autoptr(GHashTable) branches = g_hash_table_new(g_direct_hash, g_direct_equal);
+  GHashTableIter iter;
+  gpointer value;
+  unsigned n = 0;
+
+  count_branch(e, branches, sb->head_parent);
+  g_hash_table_iter_init(&iter, e->by_id);
+  while (g_hash_table_iter_next(&iter, NULL, &value))
+    if (((struct epoch *)value)->state == EPOCH_SNAPSHOT)
+      count_branch(e, branches, ((struct epoch *)value)->parent);
+  g_hash_table_iter_init(&iter, e->by_id);
+  while (g_hash_table_iter_next(&iter, NULL, &value)) {
+    const struct epoch *epoch = value;
+
+    n += epoch->state == EPOCH_DELETED &&
+         GPOINTER_TO_UINT(g_hash_table_lookup(branches, GUINT_TO_POINTER(epoch->id))) < 2;
+  }
+  return n;
+}
+
 /* ---- Loading ---- */
 
 /* Every way up ends at a root: epochs that are known to do so are collected in GOOD, so that each is

@@ -62,6 +62,9 @@ GPtrArray *epochs_snapshots(const struct epochs *e);
 /* Number of epochs, and the head when it counts, whose parent is ID. */
 unsigned epochs_children(const struct epochs *e, const struct superblock *sb, uint32_t id);
 
+/* Number of deleted epochs that collection can deal with: at most one living branch sees what is theirs. */
+unsigned epochs_pending(const struct epochs *e, const struct superblock *sb);
+
 /* The view of epoch ID at SIZE, whose floor is FLOOR: sights begin with ID itself (limit SIZE) unless
  * SKIP_SELF, then its ancestors, each limited by the smallest floor on the way, the viewer's own
  * included. For a snapshot pass its own parent, virtual_size and floor. */

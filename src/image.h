@@ -3,7 +3,7 @@
  * The image handle. What is open is either the head for writing (store and head are set) or one
  * epoch, read-only (layer alone says what it shows).
  *
- * Lock order: lock → a unit → slots → store. Structural operations hold LOCK for writing and have
+ * Lock order: collecting → lock → a unit → slots → store. Structural operations hold LOCK for writing and have
  * called mapping_* where the image is mapped; content operations and faults hold it for reading.
  */
 #ifndef PCOW_IMAGE_H
@@ -14,6 +14,13 @@
 
 #include <libpcow/libpcow.h>
 #include <pthread.h>
+
+/* What collection did through a handle, for tests and measurements. */
+struct collect_counts {
+  uint64_t steps;               /* times that the image was locked */
+  uint64_t visits;              /* of units, again for each part that was moved */
+  uint64_t longest;             /* µs that a step held the image lock */
+};
 
 struct pcow_image {
   pthread_rwlock_t lock;        /* prefers readers: see docs/architecture.md */
@@ -36,6 +43,8 @@ struct pcow_image {
   struct slots *slots;
   struct head *head;
   bool uncollected;             /* slots of an abandoned head may be left: not closed as clean */
+  GMutex collecting;            /* outermost: one collection at a time */
+  struct collect_counts collected;
 
   GMutex maps_lock;
   pcow_mapping *map;            /* the writable mapping, or NULL */
@@ -84,8 +93,9 @@ GArray *image_runs(struct pcow_image *image, uint64_t unit, int *error);
  * offset in the file); appended to RUNS. The image lock is held. */
 int image_resolve(struct pcow_image *image, uint64_t first, uint64_t end, GArray *runs);
 
-/* Space of deleted epochs and abandoned heads (collect.c). The image lock is held for writing. What
- * readers, or a full file system, are in the way of stays pending, which is no error. */
+/* Space of deleted epochs and abandoned heads (collect.c). Takes the image lock for writing again and
+ * again, for a short while; the caller has it not. What readers, or a full file system, are in the way of
+ * stays pending, which is no error. */
 int collect_run(struct pcow_image *image);
 
 #endif

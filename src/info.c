@@ -71,8 +71,6 @@ API int pcow_get_info(pcow_image *image, struct pcow_info *info)
   const struct superblock *sb = image_superblock(image);
   struct pcow_info full = { .format_version = PCOW_FORMAT_VERSION, .path = image->path };
   g_autoptr(GPtrArray) snapshots = NULL;
-  GHashTableIter iter;
-  gpointer value;
   int ret;
 
   ret = file_info(image, &full);
@@ -86,10 +84,9 @@ API int pcow_get_info(pcow_image *image, struct pcow_info *info)
   }
   pthread_rwlock_wrlock(&image->lock);  /* for the strings */
   snapshots = epochs_snapshots(image->epochs);
-  g_hash_table_iter_init(&iter, image->epochs->by_id);
-  while (g_hash_table_iter_next(&iter, NULL, &value))
-    if (((struct epoch *)value)->state == EPOCH_DELETED)
-      full.flags |= PCOW_INFO_PENDING;
+  full.deletions_pending = epochs_pending(image->epochs, sb);
+  if (full.deletions_pending)
+    full.flags |= PCOW_INFO_PENDING;
   if (sb->dirty)
     full.flags |= PCOW_INFO_DIRTY;
   full.virtual_size = image_size(image);

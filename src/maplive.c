@@ -14,6 +14,7 @@
 #include <inttypes.h>
 #include <sys/mman.h>
 
+#define LEAVE_GAP 64u           /* pages that are filled along with what must be */
 #define PIECES_MOST 16u         /* in a unit, before one move over all of them is cheaper */
 
 int mapping_published(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end)
@@ -254,6 +255,60 @@ int mapping_snapshot_release(struct pcow_image *image, bool committed)
   (void)image;
   (void)committed;
   return 0;
+}
+
+/* ---- Collection ---- */
+
+/* Page FIRST or the next one that is mapped from something beneath, up to END. *TO: where that ends. */
+static uint64_t find_lower(const struct map_unit *mu, uint64_t first, uint64_t end, uint64_t *to)
+{
+  while (first < end) {
+    uint64_t *const own[] = { mu->writable, mu->dense, mu->fill };
+    uint64_t at = first;
+
+    *to = end;
+    for (unsigned i = 0; i < G_N_ELEMENTS(own); i++) {
+      at = map_find(own[i], at, end, false);
+      *to = MIN(*to, map_find(own[i], first, end, true));
+    }
+    if (at == first)
+      return first;
+    first = at;
+  }
+  return end;
+}
+
+int mapping_leave(struct pcow_image *image, uint64_t unit, const uint64_t *bits, uint64_t first, uint64_t end)
+{
+  struct pcow_mapping *m = image->map;
+  uint64_t gap = vmabudget_pressed() ? UINT64_MAX : LEAVE_GAP;
+  struct map_unit *mu;
+  uint64_t zero;
+  int ret = 0;
+
+  if (!m || map_unit_first(m, unit) >= map_pages(m))
+    return 0;
+  zero = map_unit_first(m, unit);
+  mu = map_unit_get(m, unit);
+  end = MIN(end, map_pages(m) - zero);
+  while (ret == 0 && (first = bits_find(bits, first, end, true)) < end) {
+    uint64_t lower_end, to, next;
+    uint64_t lower = find_lower(mu, first, end, &lower_end);
+
+    if (lower > first) {
+      first = lower;
+      continue;
+    }
+    /* With it what lies near enough: one VMA for several runs. */
+    to = bits_find(bits, first, lower_end, false);
+    while ((next = bits_find(bits, to, lower_end, true)) < lower_end && next - to <= gap)
+      to = bits_find(bits, next, lower_end, false);
+    ret = area_arm_range(m, zero + first, zero + to);
+    if (ret == 0)
+      ret = area_fill(m, unit, first, to);
+    first = to;
+  }
+  return ret;
 }
 
 /* ---- Size ---- */

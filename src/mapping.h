@@ -26,6 +26,11 @@ void mapping_undo_discard(struct pcow_image *image, struct unit *u, uint64_t fir
 int mapping_snapshot_cut(struct pcow_image *image);
 int mapping_snapshot_release(struct pcow_image *image, bool committed);
 
+/* The image is locked for writing and the pages of the unit whose bits are set are about to lie elsewhere,
+ * with the same content: what is mapped from lower slots becomes memory that is filled with what the
+ * head sees when it is read. Pages that can be stored to stay. */
+int mapping_leave(struct pcow_image *image, uint64_t unit, const uint64_t *bits, uint64_t first, uint64_t end);
+
 /* The virtual size rose: maps what was added. -ENOSPC when the reservation is too small. */
 int mapping_grow(struct pcow_image *image, uint64_t old_size, uint64_t new_size);
 

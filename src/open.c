@@ -68,20 +68,6 @@ static int open_reading(struct pcow_image *image)
   return 0;
 }
 
-static bool collection_is_due(const struct store *st, bool was_dirty)
-{
-  GHashTableIter iter;
-  gpointer value;
-
-  if (was_dirty)
-    return true;
-  g_hash_table_iter_init(&iter, st->epochs->by_id);
-  while (g_hash_table_iter_next(&iter, NULL, &value))
-    if (((struct epoch *)value)->state == EPOCH_DELETED)
-      return true;
-  return false;
-}
-
 static int open_writing(struct pcow_image *image)
 {
   struct store *st;
@@ -120,7 +106,7 @@ static int open_writing(struct pcow_image *image)
   ret = head_new(st, image->slots, image->layer, &image->head);
   if (ret == 0 && before.dirty)
     log_message(PCOW_LOG_WARNING, "%s: was not closed cleanly; it is intact", image->path);
-  if (ret == 0 && collection_is_due(st, before.dirty))
+  if (ret == 0 && (before.dirty || epochs_pending(st->epochs, &st->sb)))
     ret = collect_run(image);
   return ret;
 }
@@ -140,6 +126,7 @@ static struct pcow_image *image_new(struct base_path *file, struct base_policy *
   i->strings = g_ptr_array_new_with_free_func(g_free);
   i->seen = g_array_new(FALSE, FALSE, sizeof(struct seen_file));
   g_mutex_init(&i->maps_lock);
+  g_mutex_init(&i->collecting);
   pthread_rwlock_init(&i->lock, NULL);  /* glibc's default prefers readers */
   return i;
 }
@@ -156,6 +143,7 @@ static void image_free(struct pcow_image *image)
     epochs_free(image->epochs);
   g_ptr_array_unref(image->maps);
   g_mutex_clear(&image->maps_lock);
+  g_mutex_clear(&image->collecting);
   pthread_rwlock_destroy(&image->lock);
   g_ptr_array_unref(image->strings);
   g_array_unref(image->seen);

@@ -163,10 +163,8 @@ API int pcow_snapshot_delete(pcow_image *image, const char *name)
   ret = find_snapshot(image, name, &e);
   if (ret == 0)
     ret = mark_deleted(image->store, e);
-  if (ret == 0)
-    ret = collect_run(image);
   pthread_rwlock_unlock(&image->lock);
-  return ret;
+  return ret ? ret : collect_run(image);
 }
 
 API int pcow_snapshot_revert(pcow_image *image, const char *name)
@@ -193,12 +191,12 @@ API int pcow_snapshot_revert(pcow_image *image, const char *name)
     else
       ret = store_end(st, &next, true);
     if (ret == 0)
-      ret = image_reload(image, NULL);
+      image->uncollected = true;
     if (ret == 0)
-      ret = collect_run(image);
+      ret = image_reload(image, NULL);
   }
   pthread_rwlock_unlock(&image->lock);
-  return ret;
+  return ret ? ret : collect_run(image);
 }
 
 /* The nearest ancestor that is not deleted. */

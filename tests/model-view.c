@@ -150,8 +150,8 @@ void views_compare(struct world *w)
   view_list(w);
 }
 
-/* The image is closed. A unit has at most one slot more than there are living epochs, unless a reader
- * was in the way of the collection. */
+/* The image is closed. Unless something is pending, a unit has at most one slot for each living epoch and
+ * for each deleted one in which the tree of the living branches, of which there are fewer. */
 void view_check_file(struct world *w)
 {
   struct pcow_check_result result = PCOW_INIT(result);
@@ -166,7 +166,7 @@ void view_check_file(struct world *w)
   CHECK(!(info.flags & PCOW_INFO_DIRTY), "the image is dirty after it was closed");
   CHECK(info.unit_size == w->unit, "the unit is %" PRIu64, info.unit_size);
   units = (w->size_max + w->unit - 1) / w->unit;
-  CHECK((info.flags & PCOW_INFO_PENDING) || result.slots <= units * (w->snap_count + 2),
+  CHECK((info.flags & PCOW_INFO_PENDING) || result.slots <= units * (2 * w->snap_count + 1),
         "%" PRIu64 " slots for %" PRIu64 " units and %u snapshots", result.slots, units, w->snap_count);
   OK(pcow_close(image));
   w->checks++;

@@ -180,7 +180,7 @@ struct pcow_info {
   const char *base_path;     /* as it is opened, relative to the working directory or absolute */
   const char *base_snapshot; /* its name, when the base is open (not with PCOW_OPEN_INFO, NO_BASE) */
   uint32_t base_epoch;       /* 0: the base's head */
-  uint32_t reserved;
+  uint32_t deletions_pending; /* deleted snapshots with PCOW_INFO_PENDING */
 };
 
 int pcow_get_info(pcow_image *image, struct pcow_info *info);

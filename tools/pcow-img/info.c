@@ -146,7 +146,7 @@ static void print_pcow(const struct layer *layer)
                 "    format version: %" G_GUINT32_FORMAT "\n"
                 "    durability: %s%s\n"
                 "    closed cleanly: %s\n"
-                "    deletions pending: %s\n"
+                "    deletions pending: %" G_GUINT32_FORMAT "\n"
                 "    uuid: %s\n"
                 "    content tag: %s\n"
                 "    commits: %" G_GUINT64_FORMAT "\n"
@@ -154,7 +154,7 @@ static void print_pcow(const struct layer *layer)
                 info->format_version, durability_name(info->durability),
                 info->durability == PCOW_STORE_DURABLE ? "" : " (the file system is not DAX)",
                 info->flags & PCOW_INFO_DIRTY ? "no, or in use" : "yes",
-                info->flags & PCOW_INFO_PENDING ? "yes" : "no", uuid, tag, info->sequence, info->slot_count);
+                info->deletions_pending, uuid, tag, info->sequence, info->slot_count);
 }
 
 static void print_layer(const struct layer *layer)
@@ -205,6 +205,7 @@ static void build_pcow(JsonBuilder *builder, const struct layer *layer)
   output_member_number(builder, "format-version", info->format_version);
   output_member_text(builder, "durability", durability_name(info->durability));
   output_member_flag(builder, "deletions-pending", (info->flags & PCOW_INFO_PENDING) != 0);
+  output_member_number(builder, "deletions-pending-count", info->deletions_pending);
   output_member_text(builder, "uuid", uuid);
   output_member_text(builder, "content-tag", tag);
   output_member_number(builder, "commits", info->sequence);
