@@ -162,6 +162,20 @@ static int copy_runs(struct store *st, const struct merge *m, const uint64_t *bi
   return ret;
 }
 
+/* Where a part that begins at FIRST ends: it has at most PART_PAGES pages to move. */
+static uint64_t part_end(const uint64_t *bits, uint64_t first, uint64_t end)
+{
+  uint64_t left = PART_PAGES;
+
+  while (left && (first = bits_find(bits, first, end, true)) < end) {
+    uint64_t stop = MIN(bits_find(bits, first, end, false), first + left);
+
+    left -= stop - first;
+    first = stop;
+  }
+  return first;
+}
+
 /* ---- Up: X's pages to Y ---- */
 
 /* The head, in memory, is the authority for its slot: it fetches the pages from beneath. */
@@ -202,12 +216,24 @@ static int copy_part_up(struct pcow_image *image, const struct merge *m, uint64_
   return ret ? ret : ORDERED("M.6", persist_fence(st->p));
 }
 
+/* M.7: nobody sees any page of X. */
+static int drop(struct pcow_image *image, const struct merge *m, const struct slot_info *from, uint64_t newer,
+                uint64_t visible)
+{
+  int ret = 0;
+
+  /* A first write that failed after its page was published may have left what it was copied from. */
+  if (image->map && m->to == image->store->sb.head_epoch)
+    ret = mapping_leave(image, from->unit, m->from_bits, 0, visible);
+  return ret ? ret : slots_unlink(image->slots, from, newer);
+}
+
 /* One part of the pages of move_bits, which lie below VISIBLE. */
 static int move_up(struct pcow_image *image, const struct merge *m, const struct slot_info *from,
-                   const struct slot_info *to, uint64_t visible)
+                   const struct slot_info *to, uint64_t newer, uint64_t visible)
 {
-  uint64_t first = bits_find(m->move_bits, 0, visible, true) / PART_PAGES * PART_PAGES;
-  uint64_t end = MIN(first + PART_PAGES, visible);
+  uint64_t first = bits_find(m->move_bits, 0, visible, true);
+  uint64_t end = part_end(m->move_bits, first, visible);
   int ret = 0;
 
   /* First what is mapped: when that fails nothing has moved. */
@@ -219,22 +245,13 @@ static int move_up(struct pcow_image *image, const struct merge *m, const struct
     ret = fetch_part(image, m, from->unit, first, end);
   else
     ret = copy_part_up(image, m, from->index, to->index, first, end);
+  if (ret)
+    return ret;
+  if (bits_find(m->move_bits, end, visible, true) == visible)
+    return drop(image, m, from, newer, visible);
   /* M.7 for the part: the whole needs no more space than one part. */
-  if (ret == 0)
-    ret = punch_pages(image->store, from->index, m->move_bits, first, end);
+  ret = punch_pages(image->store, from->index, m->move_bits, first, end);
   return ret ? ret : VISIT_AGAIN;
-}
-
-/* M.7: nobody sees any page of X. */
-static int drop(struct pcow_image *image, const struct merge *m, const struct slot_info *from, uint64_t newer,
-                uint64_t visible)
-{
-  int ret = 0;
-
-  /* A first write that failed after its page was published may have left what it was copied from. */
-  if (image->map && m->to == image->store->sb.head_epoch)
-    ret = mapping_leave(image, from->unit, m->from_bits, 0, visible);
-  return ret ? ret : slots_unlink(image->slots, from, newer);
 }
 
 /* ---- Down: Y's pages to X ---- */
@@ -251,7 +268,7 @@ static int move_down(struct pcow_image *image, struct merge *m, const struct slo
    * epoch. N.5 the heir takes it over, M.1 to M.3. The head, which may be written to when the image is
    * unlocked, is done at once. */
   while (ret == 0 && (m->copied_to = bits_find(m->to_bits, m->copied_to, visible, true)) < visible) {
-    uint64_t first = m->copied_to / PART_PAGES * PART_PAGES, end = MIN(first + PART_PAGES, visible);
+    uint64_t first = m->copied_to, end = part_end(m->to_bits, first, visible);
 
     if (mapped)
       ret = mapping_leave(image, from->unit, m->to_bits, first, end);
@@ -357,7 +374,8 @@ int merge_visit(struct pcow_image *image, struct merge *m, GArray *chain)
     ret = squeeze(image, m, from, visible);
     return ret ? ret : VISIT_LATER;
   }
-  ret = cheap_down ? move_down(image, m, from, to, heir_newer, visible) : move_up(image, m, from, to, visible);
+  ret = cheap_down ? move_down(image, m, from, to, heir_newer, visible)
+                   : move_up(image, m, from, to, newer, visible);
   if (ret == -ENOSPC && !m->squeezed && store_check(st) == 0) {
     m->squeezed = true;
     ret = squeeze(image, m, from, visible);
