@@ -148,7 +148,7 @@ int layer_read_tree(int fd, const char *path, bool writing, struct superblock *s
       ret = fail(EBUSY, "%s: is being changed too fast to be read", path);
     }
     if (load == 0)
-      epochs_free(*epochs);
+      epochs_free(g_steal_pointer(epochs));     /* the caller frees what it finds there */
     if (ret)
       return ret;
   }
