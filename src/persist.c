@@ -360,6 +360,8 @@ int persist_fence(struct persist *p)
   return 0;
 }
 
+int persist_error(const struct persist *p) { return p->error; }
+
 int persist_sync(struct persist *p)
 {
   atomic_fetch_add(&p->owed, 1);

@@ -91,6 +91,9 @@ void persist_drain(struct persist *p);
 /* Everything stored before by this thread, or by others up to their persist_drain(), is durable. */
 int persist_fence(struct persist *p);
 
+/* errno of the first fence that failed; 0: none. */
+int persist_error(const struct persist *p);
+
 /* fdatasync(2) in either mode: also what other processes and unflushed stores of a mapping left. */
 int persist_sync(struct persist *p);
 

@@ -178,8 +178,10 @@ int store_dirty(struct store *s)
 int store_check(struct store *s)
 {
   int poisoned = __atomic_load_n(&s->poisoned, __ATOMIC_RELAXED);
+  int lost = persist_error(s->p);
 
-  if (!poisoned)
+  if (!poisoned && !lost)
     return 0;
-  return fail(EIO, "%s: takes no more writes since a commit failed: %s", s->path, g_strerror(poisoned));
+  return fail(EIO, "%s: takes no more writes since %s failed: %s", s->path,
+              poisoned ? "a commit" : "making the file durable", g_strerror(poisoned ? poisoned : lost));
 }
