@@ -53,9 +53,15 @@ static int resize_shrink(pcow_image *image, uint64_t size)
   r = resize_commit(s, size, MIN(s->sb.head_floor, size));
   if (r == 0)
     r = image_reload(image, image->layer->base);
-  if (r == 0)
-    r = resize_punch(image, size, old);
-  return r;
+  if (r < 0)
+    return r;
+  r = resize_punch(image, size, old);
+  if (r == 0 || persist_error(s->p))
+    return r;
+  /* The size is what was asked for, and a growth punches again: only space is lost meanwhile. */
+  log_message(PCOW_LOG_WARNING, "%s: space beyond the new end is not given back: %s", image->path,
+              error_message());
+  return 0;
 }
 
 static int resize_grow(pcow_image *image, uint64_t size)
