@@ -11,13 +11,14 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-int lock_try(int fd, const char *path, uint64_t byte, enum lock_kind kind)
+/* LENGTH 0: to the end of all offsets. */
+static int lock_range(int fd, const char *path, uint64_t byte, off_t length, enum lock_kind kind)
 {
   struct flock lock = {
     .l_type = kind == LOCK_EXCLUSIVE ? F_WRLCK : kind == LOCK_SHARED ? F_RDLCK : F_UNLCK,
     .l_whence = SEEK_SET,
     .l_start = (off_t)byte,
-    .l_len = 1,
+    .l_len = length,
     .l_pid = 0, /* or the kernel refuses a lock of an open file description */
   };
 
@@ -29,6 +30,16 @@ int lock_try(int fd, const char *path, uint64_t byte, enum lock_kind kind)
     return fail_errno(errno, "%s: cannot lock the file", path);
   }
   return 0;
+}
+
+int lock_try(int fd, const char *path, uint64_t byte, enum lock_kind kind)
+{
+  return lock_range(fd, path, byte, 1, kind);
+}
+
+int lock_all(int fd, const char *path)
+{
+  return lock_range(fd, path, LOCK_HEAD, 0, LOCK_EXCLUSIVE);
 }
 
 int lock_wait(int fd, const char *path, uint64_t byte, enum lock_kind kind, unsigned milliseconds)

@@ -22,6 +22,9 @@ int lock_wait(int fd, const char *path, uint64_t byte, enum lock_kind kind, unsi
 /* True when another open file holds a lock on any of COUNT bytes from BYTE on, or nobody can tell. */
 bool lock_range_busy(int fd, uint64_t byte, uint64_t count);
 
+/* Takes every byte of the lock area exclusively, at once. -EAGAIN when another holds one. */
+int lock_all(int fd, const char *path);
+
 /* True when another open file holds a lock on any byte of the lock area: the image is in use. */
 bool lock_area_busy(int fd);
 

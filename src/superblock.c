@@ -261,8 +261,7 @@ static int check_features(const char *path, const struct pcow_disk_superblock *d
 static int read_once(int fd, const char *path, bool writing, struct superblock *sb,
                      struct superblock_state *state, bool *again)
 {
-  struct pcow_disk_superblock disk[2];
-  struct geometry geo;
+  struct pcow_disk_superblock disk[2], plain;
   struct stat st;
   unsigned newest;
   int ret;
@@ -302,30 +301,59 @@ static int read_once(int fd, const char *path, bool writing, struct superblock *
     ret = decode(path, &disk[newest], sb);
   if (ret)
     return ret;
-  geo = geometry_make(sb->unit_shift);
-  if ((uint64_t)st.st_size < geometry_file_size(&geo, sb->slot_count)) {
-    *again = true;
-    return fail(EUCLEAN, "%s: is truncated: the file has %jd bytes, its slots reach to byte %" PRIu64,
-                path, (intmax_t)st.st_size, geometry_file_size(&geo, sb->slot_count));
-  }
+  superblock_encode(sb, &plain);
+  state->equal = state->valid[0] && state->valid[1] && !memcmp(&disk[0], &disk[1], sizeof(disk[0]));
+  state->surplus = memcmp(&plain, &disk[newest], sizeof(plain)) != 0;
+  state->file_size = (uint64_t)st.st_size;
   return 0;
 }
 
-int superblock_read(int fd, const char *path, bool writing, struct superblock *sb,
-                    struct superblock_state *state)
+static int check_length(const char *path, const struct superblock *sb, uint64_t size)
 {
-  struct superblock_state seen;
+  struct geometry geo = geometry_make(sb->unit_shift);
+
+  if (size >= geometry_file_size(&geo, sb->slot_count))
+    return 0;
+  return fail(EUCLEAN, "%s: is truncated: the file has %" PRIu64 " bytes, its slots reach to byte %" PRIu64,
+              path, size, geometry_file_size(&geo, sb->slot_count));
+}
+
+static int check_regular(int fd, const char *path)
+{
   struct stat st;
-  bool again;
-  int ret;
 
   if (fstat(fd, &st) < 0)
     return fail_errno(errno, "%s: cannot get the size of the file", path);
   if (!S_ISREG(st.st_mode))
     return fail(EMEDIUMTYPE, "%s: is not a pcow image: it is %s", path,
                 S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
+  return 0;
+}
+
+int superblock_read_at_rest(int fd, const char *path, bool writing, struct superblock *sb,
+                            struct superblock_state *state)
+{
+  int ret = check_regular(fd, path);
+  bool again;
+
+  return ret ? ret : read_once(fd, path, writing, sb, state, &again);
+}
+
+int superblock_read(int fd, const char *path, bool writing, struct superblock *sb,
+                    struct superblock_state *state)
+{
+  struct superblock_state seen;
+  int ret = check_regular(fd, path);
+  bool again;
+
+  if (ret)
+    return ret;
   for (unsigned i = 1;; i++) {
     ret = read_once(fd, path, writing, sb, &seen, &again);
+    if (ret == 0) {
+      ret = check_length(path, sb, seen.file_size);
+      again |= ret != 0;
+    }
     if (!again || i == READ_TRIES)
       break;
     g_usleep(READ_PAUSE);

@@ -54,6 +54,9 @@ struct superblock {
 struct superblock_state {
   bool valid[2];
   uint64_t sequence[2];
+  bool equal;                   /* both are valid and the same */
+  bool surplus;                 /* the one that counts has something where the format says zero */
+  uint64_t file_size;
 };
 
 /* Reads both copies from FD (lock-free: tries again while a commit runs) and gives the valid one with
@@ -61,6 +64,11 @@ struct superblock_state {
  * (ro_compat only when WRITING), -EUCLEAN both damaged or values out of bounds. */
 int superblock_read(int fd, const char *path, bool writing, struct superblock *sb,
                     struct superblock_state *state);
+
+/* The same for who holds LOCK_HEAD, so that no commit runs: looks once, and leaves it to the caller to
+ * compare the length of the file with what the slots need. */
+int superblock_read_at_rest(int fd, const char *path, bool writing, struct superblock *sb,
+                            struct superblock_state *state);
 
 /* Encodes into a page, for creation and tests. */
 void superblock_encode(const struct superblock *sb, struct pcow_disk_superblock *disk);

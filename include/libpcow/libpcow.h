@@ -312,24 +312,36 @@ int pcow_commit(pcow_image *image, pcow_progress_fn progress, void *opaque);
 
 /* ---- Check --------------------------------------------------------------------------------- */
 
-#define PCOW_CHECK_REPAIR_LEAKS 1u
-#define PCOW_CHECK_REPAIR_ALL 2u
+#define PCOW_CHECK_REPAIR_LEAKS 1u /* give leaked space back, if nothing is corrupt */
+#define PCOW_CHECK_REPAIR_ALL 2u   /* repair all that can be, leaks included */
+#define PCOW_CHECK_BASE 4u         /* follow the base path: is the base what it was? */
 
 struct pcow_check_result {
   size_t size;
   uint64_t corruptions;
-  uint64_t leaks;       /* slots that nothing reaches but that still hold blocks */
-  uint64_t leaked_size; /* bytes of them */
+  uint64_t leaks;       /* slots and regions that hold blocks which nobody sees */
+  uint64_t leaked_size; /* bytes of these blocks */
   uint64_t repaired;    /* corruptions and leaks that were repaired */
   uint64_t slots;       /* slots reached */
   uint64_t pages;       /* pages present, over all slots */
+  uint64_t repairable;  /* of the corruptions: PCOW_CHECK_REPAIR_ALL repairs them */
+  uint64_t pending;     /* deleted snapshots whose space is still to be collected; no fault */
+  uint64_t base_faults; /* with PCOW_CHECK_BASE: the base is missing, damaged, or not what it was */
 };
 
 typedef void (*pcow_check_fn)(void *opaque, const char *finding);
 
 /* Verifies what the format promises of the image file at PATH (not of its base), without opening it
- * as an image. Read-only without repair flags. FN (may be NULL) gets a sentence for each finding.
- * 0: the check ran, RESULT says what it found. */
+ * as an image. Read-only without repair flags. FN (may be NULL) gets a sentence for each finding; pages
+ * that are lost are named, with the snapshots that have lost them.
+ * 0: the check ran, RESULT says what it found (before the repair).
+ *
+ * A repair is durable when the function returns, and may be cut short anywhere: it never takes away what
+ * is still there. Where a part of a unit's slots cannot be found any more it is cut off, so that the rest
+ * can be used; the pages that were in it are lost, and the findings say so. If the head has lost pages it
+ * gets a new content tag, so that images over it notice.
+ * -EBUSY (in use; to repair all: also a snapshot of it), -EUCLEAN (both superblocks, or more of the file
+ * than can be told apart, are gone: nothing was changed), -ECANCELED, otherwise as for pcow_open(). */
 int pcow_check(const char *path, uint32_t flags, struct pcow_check_result *result,
                pcow_check_fn fn, pcow_progress_fn progress, void *opaque);
 

@@ -20,7 +20,7 @@ static void on_finding(void *opaque, const char *finding)
 
 static int status(const struct pcow_check_result *r)
 {
-  return r->corruptions ? CHECK_CORRUPT : r->leaks ? CHECK_LEAKS : CHECK_CLEAN;
+  return r->corruptions || r->base_faults ? CHECK_CORRUPT : r->leaks ? CHECK_LEAKS : CHECK_CLEAN;
 }
 
 static void print_json(const char *path, const GPtrArray *findings, const struct pcow_check_result *r,
@@ -34,9 +34,12 @@ static void print_json(const char *path, const GPtrArray *findings, const struct
   output_member_text(builder, "format", "pcow");
   output_member_number(builder, "check-errors", 0);
   output_member_number(builder, "corruptions", r->corruptions);
+  output_member_number(builder, "repairable", r->repairable);
+  output_member_number(builder, "base-faults", r->base_faults);
   output_member_number(builder, "leaks", r->leaks);
   output_member_number(builder, "leaked-size", r->leaked_size);
   output_member_number(builder, "repaired", repaired);
+  output_member_number(builder, "pending", r->pending);
   output_member_number(builder, "slots", r->slots);
   output_member_number(builder, "pages", r->pages);
   json_builder_set_member_name(builder, "findings");
@@ -63,12 +66,18 @@ static void print_human(const GPtrArray *findings, const struct pcow_check_resul
     output_printf("\n%" G_GUINT64_FORMAT " errors were found on the image.\n"
                   "Data may be corrupted, or further writes to the image may corrupt it.\n",
                   r->corruptions);
+  if (r->corruptions && r->repairable)
+    output_printf("%" G_GUINT64_FORMAT " of them can be repaired with -r all.\n", r->repairable);
+  if (r->base_faults)
+    output_printf("\nThe base is missing or is not what it was.\n");
   if (r->leaks)
-    output_printf("\n%" G_GUINT64_FORMAT " leaked slots (%" G_GUINT64_FORMAT " bytes) were found on the "
-                  "image.\nThis means waste of disk space, but no harm to data.\n",
+    output_printf("\n%" G_GUINT64_FORMAT " leaks (%" G_GUINT64_FORMAT " bytes) were found on the image.\n"
+                  "This means waste of disk space, but no harm to data.\n",
                   r->leaks, r->leaked_size);
   if (quiet)
     return;
+  if (r->pending)
+    output_printf("%" G_GUINT64_FORMAT " deleted snapshots wait for their space to be collected.\n", r->pending);
   if (status(r) == CHECK_CLEAN)
     output_printf("No errors were found on the image.\n");
   output_printf("%" G_GUINT64_FORMAT " slots in use, %" G_GUINT64_FORMAT " pages present\n", r->slots,
@@ -93,7 +102,9 @@ int verb_check(struct command *command)
 {
   g_autoptr(GPtrArray) findings = g_ptr_array_new_with_free_func(g_free);
   g_autofree char *repair = NULL;
+  gboolean base = FALSE;
   const GOptionEntry entries[] = {
+    { "base", 0, 0, G_OPTION_ARG_NONE, &base, "Follow the base path: is the base what it was?", NULL },
     { "repair", 'r', 0, G_OPTION_ARG_FILENAME, &repair, "Repair what wastes space, or all that can be",
       "leaks|all" },
     OPTION_PROGRESS(command),
@@ -110,13 +121,15 @@ int verb_check(struct command *command)
     return rc;
   if (parse_repair(command, repair, &flags))
     return COMMAND_FAILED;
+  if (base)
+    flags |= PCOW_CHECK_BASE;
   progress_start(command->progress);
   if (pcow_check(command->operands[0], flags, &result, on_finding, progress_update, findings))
     return report_library();
   repaired = result.repaired;
   if (repaired) {
     result = (struct pcow_check_result)PCOW_INIT(result);
-    if (pcow_check(command->operands[0], 0, &result, NULL, progress_update, NULL))
+    if (pcow_check(command->operands[0], flags & PCOW_CHECK_BASE, &result, NULL, progress_update, NULL))
       return report_library();
   }
   if (command->json)
