@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Records what is durable and what is pending, line by line. The watcher's calls come one at a time and
- * in the order of the changes, so that nothing here needs a lock.
+ * What is durable and what is pending, line by line, and copies of that. media-watch.c tells of each
+ * change.
  *
  * Stores that nobody announced are found by comparing the files with what is known to be visible: all
  * of them before a cut and before a sync, and the range that is written back before a flush of memory or
@@ -17,19 +17,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
-static GPtrArray *all_media;
-
-static const uint8_t zeros[MEDIA_PAGE];
-
-static gpointer key_of(uint64_t number) { return GSIZE_TO_POINTER(number + 1); }
+const uint8_t media_zeros[MEDIA_PAGE];
 
 /* ---- Lines and pages ---- */
 
@@ -43,31 +36,31 @@ static void line_free(gpointer data)
 
 static struct page *page_get(struct media_file *f, uint64_t number)
 {
-  struct page *p = g_hash_table_lookup(f->pages, key_of(number));
+  struct page *p = g_hash_table_lookup(f->pages, media_key(number));
 
   if (!p) {
     p = g_new0(struct page, 1);
     p->number = number;
-    g_hash_table_insert(f->pages, key_of(number), p);
+    g_hash_table_insert(f->pages, media_key(number), p);
   }
   return p;
 }
 
 static struct line *line_get(struct media_file *f, uint64_t number)
 {
-  struct line *l = g_hash_table_lookup(f->lines, key_of(number));
+  struct line *l = g_hash_table_lookup(f->lines, media_key(number));
 
   if (!l) {
     l = g_new0(struct line, 1);
     l->number = number;
     l->events = g_ptr_array_new_with_free_func(g_free);
-    g_hash_table_insert(f->lines, key_of(number), l);
+    g_hash_table_insert(f->lines, media_key(number), l);
   }
   return l;
 }
 
 /* Stores LENGTH bytes within one line. */
-static void add_event(struct media_file *f, uint64_t offset, const void *bytes, unsigned length, bool punch)
+void media_add_event(struct media_file *f, uint64_t offset, const void *bytes, unsigned length, bool punch)
 {
   struct page *p = page_get(f, offset / MEDIA_PAGE);
   uint8_t *visible = p->visible + offset % MEDIA_PAGE;
@@ -85,7 +78,7 @@ static void add_event(struct media_file *f, uint64_t offset, const void *bytes, 
   g_ptr_array_add(line_get(f, offset >> f->line_shift)->events, e);
 }
 
-static void note_size(struct media_file *f, uint64_t size)
+void media_note_size(struct media_file *f, uint64_t size)
 {
   struct growth g = { .number = ++f->media->number, .size = size };
 
@@ -95,15 +88,15 @@ static void note_size(struct media_file *f, uint64_t size)
   g_array_append_val(f->growths, g);
 }
 
-static void store_bytes(struct media_file *f, uint64_t offset, const uint8_t *bytes, uint64_t length)
+void media_store_bytes(struct media_file *f, uint64_t offset, const uint8_t *bytes, uint64_t length)
 {
   if (offset + length > f->visible_size)
-    note_size(f, offset + length);
+    media_note_size(f, offset + length);
   while (length) {
     uint64_t line = UINT64_C(1) << f->line_shift;
     uint64_t n = MIN(length, line - (offset & (line - 1)));
 
-    add_event(f, offset, bytes, (unsigned)n, false);
+    media_add_event(f, offset, bytes, (unsigned)n, false);
     offset += n;
     bytes += n;
     length -= n;
@@ -118,7 +111,7 @@ static gint compare_numbers(gconstpointer a, gconstpointer b)
 }
 
 /* The keys in [first, end), in order. */
-static GArray *numbers_in(GHashTable *table, uint64_t first, uint64_t end)
+GArray *media_numbers_in(GHashTable *table, uint64_t first, uint64_t end)
 {
   GArray *numbers = g_array_new(FALSE, FALSE, sizeof(uint64_t));
   GHashTableIter iter;
@@ -126,7 +119,7 @@ static GArray *numbers_in(GHashTable *table, uint64_t first, uint64_t end)
 
   if (end - first <= g_hash_table_size(table)) {
     for (uint64_t n = first; n < end; n++)
-      if (g_hash_table_contains(table, key_of(n)))
+      if (g_hash_table_contains(table, media_key(n)))
         g_array_append_val(numbers, n);
     return numbers;
   }
@@ -142,7 +135,7 @@ static GArray *numbers_in(GHashTable *table, uint64_t first, uint64_t end)
 }
 
 /* Events up to number UPTO, oldest first, become durable. */
-static void settle_line(struct media_file *f, struct line *l, uint64_t upto)
+void media_settle_line(struct media_file *f, struct line *l, uint64_t upto)
 {
   uint64_t offset = l->number << f->line_shift;
   uint8_t *durable = page_get(f, offset / MEDIA_PAGE)->durable + offset % MEDIA_PAGE;
@@ -157,12 +150,12 @@ static void settle_line(struct media_file *f, struct line *l, uint64_t upto)
     n++;
   }
   if (n == l->events->len)
-    g_hash_table_remove(f->lines, key_of(l->number));
+    g_hash_table_remove(f->lines, media_key(l->number));
   else if (n)
     g_ptr_array_remove_range(l->events, 0, n);
 }
 
-static void settle_file(struct media_file *f)
+void media_settle_file(struct media_file *f)
 {
   GHashTableIter iter;
   gpointer value;
@@ -183,9 +176,9 @@ static void settle_file(struct media_file *f)
 static void compare_page(struct media_file *f, uint64_t number, const uint8_t *now)
 {
   unsigned line = 1u << f->line_shift;
-  struct page *p = g_hash_table_lookup(f->pages, key_of(number));
+  struct page *p = g_hash_table_lookup(f->pages, media_key(number));
 
-  if (!p && !memcmp(zeros, now, MEDIA_PAGE))
+  if (!p && !memcmp(media_zeros, now, MEDIA_PAGE))
     return;
   p = page_get(f, number);
   p->seen = f->media->comparisons;
@@ -200,12 +193,12 @@ static void compare_page(struct media_file *f, uint64_t number, const uint8_t *n
       first += 8;
     while (!memcmp(p->visible + end - 8, now + end - 8, 8))
       end -= 8;
-    add_event(f, number * MEDIA_PAGE + first, now + first, end - first, false);
+    media_add_event(f, number * MEDIA_PAGE + first, now + first, end - first, false);
     f->media->counts.unannounced++;
   }
 }
 
-/* Reads one page; zeros beyond the end of the file. */
+/* Reads one page; media_zeros beyond the end of the file. */
 static void read_page(const struct media_file *f, uint64_t number, uint8_t *page)
 {
   ssize_t n = SYS(pread(f->fd, page, MEDIA_PAGE, (off_t)(number * MEDIA_PAGE)));
@@ -237,35 +230,35 @@ static void each_data_page(struct media_file *f, uint64_t first, uint64_t end, p
   }
 }
 
-static void compare_range(struct media_file *f, uint64_t first, uint64_t end)
+void media_compare_range(struct media_file *f, uint64_t first, uint64_t end)
 {
   g_autoptr(GArray) known = NULL;
 
   f->media->comparisons++;
   each_data_page(f, first, end, compare_page);
-  known = numbers_in(f->pages, first, end);
+  known = media_numbers_in(f->pages, first, end);
   for (guint i = 0; i < known->len; i++) {
     uint64_t number = g_array_index(known, uint64_t, i);
-    struct page *p = g_hash_table_lookup(f->pages, key_of(number));
+    struct page *p = g_hash_table_lookup(f->pages, media_key(number));
 
     if (p->seen != f->media->comparisons)
-      compare_page(f, number, zeros);
+      compare_page(f, number, media_zeros);
   }
 }
 
-static void compare_file(struct media_file *f)
+void media_compare_file(struct media_file *f)
 {
   struct stat st;
 
   SYS(fstat(f->fd, &st));
-  note_size(f, (uint64_t)st.st_size);
-  compare_range(f, 0, UINT64_MAX / MEDIA_PAGE / 2);
+  media_note_size(f, (uint64_t)st.st_size);
+  media_compare_range(f, 0, UINT64_MAX / MEDIA_PAGE / 2);
 }
 
 void media_compare(struct media *m)
 {
   for (guint i = 0; i < m->files->len; i++)
-    compare_file(g_ptr_array_index(m->files, i));
+    media_compare_file(g_ptr_array_index(m->files, i));
 }
 
 /* ---- Files ---- */
@@ -283,7 +276,7 @@ static void file_free(gpointer data)
   g_free(f);
 }
 
-static struct media_file *file_new(struct media *m, const char *path, enum persist_mode mode)
+struct media_file *media_file_new(struct media *m, const char *path, enum persist_mode mode)
 {
   struct media_file *f = g_new0(struct media_file, 1);
   struct stat st;
@@ -303,237 +296,6 @@ static struct media_file *file_new(struct media *m, const char *path, enum persi
   return f;
 }
 
-static struct media_file *file_find(struct media *m, const struct stat *st)
-{
-  for (guint i = 0; i < m->files->len; i++) {
-    struct media_file *f = g_ptr_array_index(m->files, i);
-
-    if (f->dev == st->st_dev && f->ino == st->st_ino)
-      return f;
-  }
-  return NULL;
-}
-
-/* Another file has this name now. */
-static void file_forget(struct media *m, const char *name)
-{
-  for (guint i = 0; i < m->files->len; i++) {
-    struct media_file *f = g_ptr_array_index(m->files, i);
-
-    if (!strcmp(f->name, name)) {
-      g_hash_table_remove_all(m->flushed);
-      g_ptr_array_remove_index(m->files, i);
-      return;
-    }
-  }
-}
-
-static struct media_file *file_watch(struct media *m, int fd, const char *path, enum persist_mode mode)
-{
-  g_autofree char *name = g_path_get_basename(path);
-  struct media_file *f;
-  struct stat st;
-
-  SYS(fstat(fd, &st));
-  f = file_find(m, &st);
-  if (f) {
-    CHECK(f->mode == mode || !g_hash_table_size(f->lines), "%s: the mode changes while stores are pending",
-          f->name);
-    f->mode = mode;
-    f->line_shift = mode == PERSIST_PMEM ? 6 : 9;
-    compare_file(f);
-  } else {
-    uint64_t before = m->counts.unannounced;
-
-    file_forget(m, name);
-    f = file_new(m, path, mode);
-    compare_file(f);
-    settle_file(f);
-    m->counts.unannounced = before;
-  }
-  return f;
-}
-
-/* ---- What is watched ---- */
-
-static void cut(struct media *m)
-{
-  m->counts.cuts++;
-  media_compare(m);
-  if (m->cut)
-    m->cut(m->opaque);
-}
-
-static void *watch_open(int fd, const char *path, enum persist_mode mode)
-{
-  g_autofree char *link = g_strdup_printf("/proc/self/fd/%d", fd);
-  g_autofree char *real = g_file_read_link(link, NULL);
-  g_autofree char *dir = g_path_get_dirname(real ? real : path);
-
-  for (guint i = 0; all_media && i < all_media->len; i++) {
-    struct media *m = g_ptr_array_index(all_media, i);
-
-    if (!strcmp(m->dir, dir)) {
-      struct media_file *f = file_watch(m, fd, real, mode);
-
-      f->opens++;
-      return f;
-    }
-  }
-  return NULL;
-}
-
-static void watch_close(void *file)
-{
-  struct media_file *f = file;
-
-  f->opens--;
-}
-
-static GArray *flushed_by_me(struct media *m)
-{
-  gpointer me = GINT_TO_POINTER(gettid());
-  GArray *flushed = g_hash_table_lookup(m->flushed, me);
-
-  if (!flushed) {
-    flushed = g_array_new(FALSE, FALSE, sizeof(struct flushed));
-    g_hash_table_insert(m->flushed, me, flushed);
-  }
-  return flushed;
-}
-
-/* The lines' stores so far are on their way. */
-static void note_flushed(struct media_file *f, uint64_t offset, uint64_t length)
-{
-  g_autoptr(GArray) lines = NULL;
-  GArray *flushed = flushed_by_me(f->media);
-
-  if (!length || f->mode != PERSIST_PMEM)
-    return;
-  lines = numbers_in(f->lines, offset >> f->line_shift, ((offset + length - 1) >> f->line_shift) + 1);
-  for (guint i = 0; i < lines->len; i++) {
-    struct flushed entry = { f, g_array_index(lines, uint64_t, i), f->media->number };
-
-    g_array_append_val(flushed, entry);
-  }
-}
-
-static void watch_store(void *file, uint64_t offset, const void *from, uint64_t length, bool written_back)
-{
-  struct media_file *f = file;
-
-  f->media->counts.stores++;
-  store_bytes(f, offset, from, length);
-  if (written_back)
-    note_flushed(f, offset, length);
-}
-
-static void watch_flush(void *file, uint64_t offset, uint64_t length)
-{
-  struct media_file *f = file;
-
-  f->media->counts.flushes++;
-  if (length > 64)
-    compare_range(f, offset / MEDIA_PAGE, (offset + length + MEDIA_PAGE - 1) / MEDIA_PAGE);
-  note_flushed(f, offset, length);
-}
-
-/* Which parts of the file the addresses map; /proc/self/maps says so. */
-static void watch_flush_memory(void *file, const void *address, uint64_t length)
-{
-  struct media_file *f = file;
-  uint64_t from = (uintptr_t)address, to = from + length;
-  FILE *maps = fopen("/proc/self/maps", "re");
-  char text[8192];
-
-  CHECK(maps, "/proc/self/maps: %s", strerror(errno));
-  f->media->counts.flushes++;
-  while (fgets(text, sizeof(text), maps)) {
-    uint64_t start, end, offset, ino, first, last;
-    unsigned dev_major, dev_minor;
-
-    if (sscanf(text, "%" SCNx64 "-%" SCNx64 " %*s %" SCNx64 " %x:%x %" SCNu64, &start, &end, &offset, &dev_major,
-               &dev_minor, &ino) != 6 || end <= from)
-      continue;
-    if (start >= to)
-      break;
-    if (ino != f->ino || makedev(dev_major, dev_minor) != f->dev)
-      continue;
-    first = offset + (MAX(start, from) - start);
-    last = offset + (MIN(end, to) - start);
-    compare_range(f, first / MEDIA_PAGE, (last + MEDIA_PAGE - 1) / MEDIA_PAGE);
-    note_flushed(f, first, last - first);
-  }
-  fclose(maps);
-}
-
-static void watch_drain(void *file)
-{
-  struct media_file *f = file;
-  struct media *m = f->media;
-  GArray *flushed;
-
-  m->counts.drains++;
-  cut(m);
-  flushed = flushed_by_me(m);
-  for (guint i = 0; i < flushed->len; i++) {
-    const struct flushed *entry = &g_array_index(flushed, struct flushed, i);
-    struct line *l = g_hash_table_lookup(entry->file->lines, key_of(entry->line));
-
-    if (l)
-      settle_line(entry->file, l, entry->upto);
-  }
-  g_array_set_size(flushed, 0);
-}
-
-static void watch_sync(void *file)
-{
-  struct media_file *f = file;
-
-  f->media->counts.syncs++;
-  cut(f->media);
-  settle_file(f);
-}
-
-static void watch_punch(void *file, uint64_t offset, uint64_t length)
-{
-  struct media_file *f = file;
-  uint64_t line = UINT64_C(1) << f->line_shift;
-  g_autoptr(GArray) pages = numbers_in(f->pages, offset / MEDIA_PAGE,
-                                       (offset + length + MEDIA_PAGE - 1) / MEDIA_PAGE);
-
-  f->media->counts.punches++;
-  for (guint i = 0; i < pages->len; i++) {
-    uint64_t at = MAX(offset, g_array_index(pages, uint64_t, i) * MEDIA_PAGE);
-    uint64_t end = MIN(offset + length, (g_array_index(pages, uint64_t, i) + 1) * MEDIA_PAGE);
-
-    for (uint64_t n; at < end; at += n) {
-      n = MIN(end - at, line - (at & (line - 1)));
-      add_event(f, at, zeros, (unsigned)n, true);
-    }
-  }
-}
-
-static void watch_grow(void *file, uint64_t size)
-{
-  struct media_file *f = file;
-
-  f->media->counts.growths++;
-  note_size(f, size);
-}
-
-static const struct persist_watch watch = {
-  .open = watch_open,
-  .close = watch_close,
-  .store = watch_store,
-  .flush = watch_flush,
-  .flush_memory = watch_flush_memory,
-  .drain = watch_drain,
-  .sync = watch_sync,
-  .punch = watch_punch,
-  .grow = watch_grow,
-};
-
 /* ---- The media ---- */
 
 static void flushed_free(gpointer data) { g_array_unref(data); }
@@ -551,11 +313,7 @@ struct media *media_new(const char *dir, uint64_t seed, media_cut_fn fn, void *o
   m->opaque = opaque;
   m->files = g_ptr_array_new_with_free_func(file_free);
   m->flushed = g_hash_table_new_full(NULL, NULL, NULL, flushed_free);
-  if (!all_media) {
-    all_media = g_ptr_array_new();
-    persist_set_watch(&watch);
-  }
-  g_ptr_array_add(all_media, m);
+  media_watch(m);
   return m;
 }
 
@@ -563,7 +321,7 @@ void media_free(struct media *m)
 {
   if (!m)
     return;
-  g_ptr_array_remove(all_media, m);
+  media_unwatch(m);
   g_ptr_array_unref(m->files);
   g_hash_table_unref(m->flushed);
   g_free(m->dir);
@@ -574,7 +332,7 @@ void media_settle(struct media *m)
 {
   media_compare(m);
   for (guint i = 0; i < m->files->len; i++)
-    settle_file(g_ptr_array_index(m->files, i));
+    media_settle_file(g_ptr_array_index(m->files, i));
 }
 
 /* A file with what all see of F, of which the same is pending. */
@@ -587,7 +345,7 @@ static void file_clone(struct media *m, const struct media_file *f)
   gpointer value;
 
   SYS(ftruncate(fd, (off_t)f->visible_size));
-  copy = file_new(m, path, f->mode);
+  copy = media_file_new(m, path, f->mode);
   copy->durable_size = f->durable_size;
   copy->visible_size = f->visible_size;
   g_array_append_vals(copy->growths, f->growths->data, f->growths->len);
@@ -597,7 +355,7 @@ static void file_clone(struct media *m, const struct media_file *f)
     uint64_t at = p->number * MEDIA_PAGE;
 
     *page_get(copy, p->number) = *p;
-    if (at < f->visible_size && memcmp(p->visible, zeros, MEDIA_PAGE))
+    if (at < f->visible_size && memcmp(p->visible, media_zeros, MEDIA_PAGE))
       SYS(pwrite(fd, p->visible, MIN(MEDIA_PAGE, f->visible_size - at), (off_t)at));
   }
   g_hash_table_iter_init(&iter, f->lines);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What media.c and media-states.c share; private to them.
+ * What media*.c share; private to them.
  */
 #ifndef CRASH_MEDIASTATE_H
 #define CRASH_MEDIASTATE_H
@@ -76,5 +76,33 @@ struct media {
   unsigned comparisons;
   struct media_counts counts;
 };
+
+extern const uint8_t media_zeros[MEDIA_PAGE];
+
+/* Key of a page or line in the tables of a file. */
+static inline gpointer media_key(uint64_t number) { return GSIZE_TO_POINTER(number + 1); }
+
+/* Those that are in the TABLE of [first, end), in order. */
+GArray *media_numbers_in(GHashTable *table, uint64_t first, uint64_t end);
+
+/* media.c. A store of LENGTH bytes within one line; of any bytes; a new length. */
+void media_add_event(struct media_file *f, uint64_t offset, const void *bytes, unsigned length, bool punch);
+void media_store_bytes(struct media_file *f, uint64_t offset, const uint8_t *bytes, uint64_t length);
+void media_note_size(struct media_file *f, uint64_t size);
+
+/* A line's stores up to number UPTO, or all of a file, are durable. The line may be gone afterwards. */
+void media_settle_line(struct media_file *f, struct line *l, uint64_t upto);
+void media_settle_file(struct media_file *f);
+
+/* Finds stores that nobody announced, in pages [first, end) or in all of the file. */
+void media_compare_range(struct media_file *f, uint64_t first, uint64_t end);
+void media_compare_file(struct media_file *f);
+
+/* A file of which nothing is known yet. */
+struct media_file *media_file_new(struct media *m, const char *path, enum persist_mode mode);
+
+/* media-watch.c */
+void media_watch(struct media *m);
+void media_unwatch(struct media *m);
 
 #endif
