@@ -7,6 +7,7 @@
 #include "compare.h"
 #include "error.h"
 #include "image.h"
+#include "order.h"
 
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -157,7 +158,7 @@ static int target_close(struct target *t, struct base_ref *ref)
   if (t->image)
     r = pcow_close(t->image);
   if (t->fd >= 0) {
-    if (fsync(t->fd))
+    if (ORDERED("raw 12.9.4", fsync(t->fd)))
       r = fail_errno(errno, "%s: cannot be made durable", t->path);
     else
       r = raw_stat(t, &st);
@@ -321,7 +322,7 @@ static int commit_write(pcow_image *image, struct base_ref *ref, pcow_progress_f
    * 4. The base is closed.
    * 5. One commit of the overlay: the base is what it is now, and the head is empty.
    * 6. The overlay's slots are garbage; their space is given back. */
-  r = commit_reference(s, ref);
+  r = ORDERED("12.9.1", commit_reference(s, ref));
   if (r < 0)
     return r;
   old = detach_base(image);

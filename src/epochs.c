@@ -11,6 +11,7 @@
 
 #include "crc32c.h"
 #include "error.h"
+#include "order.h"
 #include "slotwalk.h"
 
 #include <string.h>
@@ -460,7 +461,7 @@ int epochs_append(struct persist *p, const char *path, struct epochs *e, struct 
       break;
     ret = write_record(p, e, sb, oldest, false, true);
   }
-  return ret ? ret : persist_fence(p);
+  return ret ? ret : ORDERED("S.3", persist_fence(p));
 }
 
 static void set_number(struct epochs *e, struct epoch *epoch, uint64_t number)

@@ -92,7 +92,7 @@ static int begin_session(struct head *h, const struct content_tag *tag)
     struct superblock next = store_begin(h->store);
 
     next.tag = tag ? *tag : content_tag_next(next.tag);
-    ret = store_end(h->store, &next, true);
+    ret = store_end(h->store, &next, ORDERED("9.2", true));
     if (ret == 0)
       g_atomic_int_set(&h->session, 1);
   }
@@ -425,7 +425,7 @@ int head_settle(struct head *h)
 
     g_mutex_lock(stripe(h, s->unit->number));
     ret = publish_words(h, s);
-    persist_drain(h->store->p);
+    ORDERED_VOID("settle 1.4", persist_drain(h->store->p));
     g_mutex_unlock(stripe(h, s->unit->number));
   }
   if (ret == 0 && all->len)

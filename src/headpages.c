@@ -6,6 +6,7 @@
 #include "headstate.h"
 
 #include "error.h"
+#include "order.h"
 
 #include <string.h>
 
@@ -24,7 +25,7 @@ static int scrub(struct head *h, struct unit *u)
     uint64_t from = persist_seek(st->p, data + at * PAGE_BYTES, data + to * PAGE_BYTES, true);
 
     if (from < data + to * PAGE_BYTES) {
-      int ret = persist_punch(st->p, data + at * PAGE_BYTES, (to - at) * PAGE_BYTES);
+      int ret = ORDERED("scrub 1.1", persist_punch(st->p, data + at * PAGE_BYTES, (to - at) * PAGE_BYTES));
 
       if (ret)
         return ret;
@@ -129,7 +130,7 @@ int head_publish(struct head *h, struct unit *u, uint64_t first, uint64_t end, u
     undo_pages(h, u, first, end);
     return ret;
   }
-  persist_drain(h->store->p);
+  ORDERED_VOID("publish 1.2", persist_drain(h->store->p));
   for (uint64_t at = 0; ret == 0 && (at = bits_find(taken, at, end - first, true)) < end - first;) {
     uint64_t to = bits_find(taken, at, end - first, false);
 
@@ -176,7 +177,7 @@ int head_write(struct head *h, struct unit *u, uint64_t offset, const void *buff
     undo_pages(h, u, first, end);
     return ret;
   }
-  persist_drain(p);
+  ORDERED_VOID("write 1.2", persist_drain(p));
   for (uint64_t at = first; ret == 0 && (at = bits_find(u->present, at, end, false)) < end;) {
     uint64_t to = bits_find(u->present, at, end, true);
 
@@ -234,8 +235,9 @@ int head_zero(struct head *h, struct unit *u, uint64_t first, uint64_t end, bool
     ret = slots_reserve_present(h->slots, u->slot, first, end);
   /* Also pages that are not present: what a crash left in them must not show. */
   if (ret == 0)
-    ret = persist_punch(h->store->p, head_page_offset(h, u, first), (end - first) * PAGE_BYTES);
-  persist_drain(h->store->p);
+    ret = ORDERED("zero 1.1",
+                  persist_punch(h->store->p, head_page_offset(h, u, first), (end - first) * PAGE_BYTES));
+  ORDERED_VOID("zero 1.2", persist_drain(h->store->p));
   for (uint64_t at = first; ret == 0 && (at = bits_find(u->present, at, end, false)) < end;) {
     uint64_t to = bits_find(u->present, at, end, true);
 

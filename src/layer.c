@@ -9,6 +9,7 @@
 #include "error.h"
 #include "fdpool.h"
 #include "lock.h"
+#include "order.h"
 #include "persist.h"
 
 #include <fcntl.h>
@@ -185,7 +186,7 @@ static int lock_and_read(struct layer *l, int fd, const struct wanted *w, bool w
     if (ret == 0)
       ret = layer_read_tree(fd, l->path, writing, &l->sb, epochs);
     /* A session that was killed left content that a power failure could still take back. */
-    if (ret == 0 && l->sb.dirty && fdatasync(fd))
+    if (ret == 0 && l->sb.dirty && ORDERED("base 5", fdatasync(fd)))
       ret = fail_errno(errno, "%s: cannot make a crashed session's data durable", l->path);
     if (ret)
       epochs_free(g_steal_pointer(epochs));
@@ -449,7 +450,7 @@ int layer_describe_base(const char *image_path, const char *path, enum base_form
     ret = layer_open_base(&l->sb.base, l, policy, LAYER_NO_BASE, &l->base);
     /* What is recorded here must not be taken back by a power failure there. */
     if (ret == 0) {
-      if (fdatasync(layer_fd_get(l)))
+      if (ORDERED("recorded 5", fdatasync(layer_fd_get(l))))
         ret = fail_errno(errno, "%s: cannot be made durable", full);
       layer_fd_put(l);
     }

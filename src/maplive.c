@@ -8,6 +8,7 @@
 
 #include "error.h"
 #include "mapping.h"
+#include "order.h"
 #include "uffd.h"
 #include "vmabudget.h"
 
@@ -154,13 +155,13 @@ static int cut_in_place(struct pcow_mapping *m, struct unit *u, struct map_unit 
   int ret = uffd_register(m->uffd, address, (end - first) * PAGE_BYTES, UFFD_WP);
 
   if (ret == 0)
-    ret = uffd_protect(m->uffd, address, (end - first) * PAGE_BYTES);
+    ret = ORDERED("live S.1", uffd_protect(m->uffd, address, (end - first) * PAGE_BYTES));
   if (ret)
     return fail_errno(-ret, "%s: cannot write-protect the mapping", m->image->path);
   while (ret == 0 && (first = bits_find(mu->writable, first, end, true)) < end) {
     uint64_t to = bits_find(mu->writable, first, end, false);
 
-    ret = area_write_back(m, u, first, to);
+    ret = ORDERED("live S.2", area_write_back(m, u, first, to));
     bits_clear(mu->writable, first, to);
     first = to;
   }
@@ -178,8 +179,8 @@ static int cut_away(struct pcow_mapping *m, struct unit *u, const uint64_t *stor
   while (ret == 0 && (first = bits_find(stored, first, end, true)) < end) {
     uint64_t to = bits_find(stored, first, end, false);
 
-    ret = persist_writeback(m->image->store->p, head_page_offset(m->image->head, u, first),
-                            (to - first) * PAGE_BYTES);
+    ret = ORDERED("moved S.2", persist_writeback(m->image->store->p, head_page_offset(m->image->head, u, first),
+                                                 (to - first) * PAGE_BYTES));
     first = to;
   }
   return ret;

@@ -8,6 +8,7 @@
 #include "error.h"
 #include "lock.h"
 #include "mapping.h"
+#include "order.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -249,7 +250,7 @@ static int close_session(struct pcow_image *image)
   if (ret || !st->sb.dirty)
     return ret;
   /* The tag stands for the data, too: also for stores that nobody has flushed. */
-  ret = persist_sync(st->p);
+  ret = ORDERED("14.7", persist_sync(st->p));
   if (ret)
     return ret;
   /* An image that is not clean is swept when it is opened next. */

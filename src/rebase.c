@@ -7,6 +7,7 @@
 #include "compare.h"
 #include "error.h"
 #include "image.h"
+#include "order.h"
 
 #include <string.h>
 #include <sys/stat.h>
@@ -145,7 +146,7 @@ static int add_to_slot(struct rebase *r, uint64_t unit, const GArray *chain, con
                        runs, !slot);
   }
   if (ret == 0)
-    ret = persist_fence(r->s->p);
+    ret = ORDERED("rebase 1.2", persist_fence(r->s->p));
   if (ret < 0) {
     give_back(r->s, index, wanted, pages);
     if (!slot)
@@ -158,7 +159,7 @@ static int add_to_slot(struct rebase *r, uint64_t unit, const GArray *chain, con
     ret = chain->len ? slots_link_after(slots, g_array_index(chain, struct slot_info, chain->len - 1).index,
                                         index)
                      : slots_link(slots, unit, index);
-  return ret < 0 ? ret : persist_fence(r->s->p);
+  return ret < 0 ? ret : ORDERED("rebase 1.4", persist_fence(r->s->p));
 }
 
 /* The root epoch is the head. */

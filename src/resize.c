@@ -8,6 +8,7 @@
 #include "error.h"
 #include "image.h"
 #include "mapping.h"
+#include "order.h"
 
 struct punch {
   struct store *s;
@@ -30,7 +31,7 @@ static int resize_punch(pcow_image *image, uint64_t start, uint64_t end)
   struct punch punch = { .s = image->store, .start = start };
   int r = head_foreach_unit(image->head, start, end, punch_unit, &punch);
 
-  return r < 0 ? r : persist_fence(image->store->p);
+  return r < 0 ? r : ORDERED("fence 12.6.1", persist_fence(image->store->p));
 }
 
 static int resize_commit(struct store *s, uint64_t size, uint64_t floor)
@@ -72,7 +73,7 @@ static int resize_grow(pcow_image *image, uint64_t size)
 
   /* Ordering (12.6): 1. Holes, durably. 2. The commit that lets them be seen. Presence bits that a shrink
    * left behind stay set: the pages read as zeros. */
-  r = resize_punch(image, old, size);
+  r = ORDERED("12.6.1", resize_punch(image, old, size));
   if (r == 0)
     r = resize_commit(s, size, s->sb.head_floor);
   if (r == 0)

@@ -184,7 +184,7 @@ static int raise_mark(struct slots *s)
     ret = persist_grow(st->p, geometry_file_size(&st->geo, count));
   }
   if (ret == 0)
-    ret = persist_fence(st->p);
+    ret = ORDERED("2.0 fence", persist_fence(st->p));
   if (ret)
     return ret;
 
@@ -196,7 +196,7 @@ static int raise_mark(struct slots *s)
 
   next = store_begin(st);
   next.slot_count = count;
-  ret = store_end(st, &next, true);
+  ret = store_end(st, &next, ORDERED("2.0", true));
   if (ret == 0)
     s->count = count;
   return ret;
@@ -438,7 +438,7 @@ int slots_prepare(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t previ
   if (ret == 0 && !never_used)
     ret = ORDERED("2.1", persist_punch(st->p, geometry_data(&st->geo, slot), st->geo.unit_bytes));
   if (ret == 0)
-    ret = clear_bitmap(st, slot);
+    ret = ORDERED("bitmap 2.1", clear_bitmap(st, slot));
   if (ret == 0)
     ret = persist_copy(st->p, geometry_header(&st->geo, slot), &header, sizeof(header));
   if (ret)

@@ -8,6 +8,7 @@
 #include "error.h"
 #include "lock.h"
 #include "mapping.h"
+#include "order.h"
 
 #include <string.h>
 #include <sys/random.h>
@@ -104,7 +105,7 @@ API int pcow_snapshot_create(pcow_image *image, const char *name)
      * record is durable. S.4 commit: a crash before it leaves the head as it was. */
     ret = mapping_snapshot_cut(image);
     if (ret == 0)
-      ret = persist_fence(image->store->p);
+      ret = ORDERED("S.2", persist_fence(image->store->p));
     if (ret == 0)
       ret = freeze(image, name);
     committed = ret == 0;

@@ -7,6 +7,7 @@
 #include "store.h"
 
 #include "error.h"
+#include "order.h"
 
 #include <libpcow/libpcow.h>
 #include <string.h>
@@ -50,19 +51,19 @@ static int make_durable(struct store *s, const struct superblock_state *state)
   int ret = 0;
 
   for (unsigned i = 0; ret == 0 && i < 2; i++)
-    ret = persist_writeback(s->p, SUPERBLOCK_OFFSET(i), SUPERBLOCK_BYTES);
+    ret = ORDERED("superblocks 5", persist_writeback(s->p, SUPERBLOCK_OFFSET(i), SUPERBLOCK_BYTES));
   if (ret == 0 && (s->sb.dirty || !equal)) {
-    ret = writeback_log(s);
+    ret = ORDERED("log 5", writeback_log(s));
     if (ret == 0)
-      ret = persist_writeback(s->p, UNIT_MAP_OFFSET, UNITS_MAX * 8);
+      ret = ORDERED("map 5", persist_writeback(s->p, UNIT_MAP_OFFSET, UNITS_MAX * 8));
     if (ret == 0)
-      ret = writeback_slots(s);
+      ret = ORDERED("slots 5", writeback_slots(s));
   }
   /* Data of the ended session, too: its content tag stands for it, and may be kept. */
   if (ret == 0)
-    ret = s->sb.dirty ? persist_sync(s->p) : persist_fence(s->p);
+    ret = s->sb.dirty ? ORDERED("data 5", persist_sync(s->p)) : ORDERED("fence 5", persist_fence(s->p));
   if (ret == 0 && !equal)
-    ret = superblock_commit(s->p, s->path, &s->sb);
+    ret = ORDERED("equal 5", superblock_commit(s->p, s->path, &s->sb));
   return ret;
 }
 
@@ -172,7 +173,7 @@ int store_dirty(struct store *s)
   if (__atomic_load_n(&s->begun, __ATOMIC_ACQUIRE))
     return store_check(s);
   next = store_begin(s);
-  return store_end(s, &next, !s->begun);
+  return store_end(s, &next, ORDERED("6", !s->begun));
 }
 
 int store_check(struct store *s)
