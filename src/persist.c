@@ -32,18 +32,17 @@ struct alias {
 };
 
 const struct persist_watch *persist_watch;
-static GRecMutex watch_lock;   /* recursive: a watcher may use the library on other files */
 
 void watch_begin(const struct persist *p)
 {
   if (p->watched)
-    g_rec_mutex_lock(&watch_lock);
+    persist_watch->begin(p->watched);
 }
 
 void watch_end(const struct persist *p)
 {
   if (p->watched)
-    g_rec_mutex_unlock(&watch_lock);
+    persist_watch->end(p->watched);
 }
 
 void persist_set_watch(const struct persist_watch *w) { persist_watch = w; }
@@ -91,11 +90,8 @@ int persist_open(int fd, const char *path, struct persist **persist)
   g_mutex_init(&p->sync_lock);
   g_mutex_init(&p->seek_lock);
   p->reserved = g_hash_table_new(NULL, NULL);
-  if (persist_watch) {
-    g_rec_mutex_lock(&watch_lock);
+  if (persist_watch)
     p->watched = persist_watch->open(fd, path, p->mode);
-    g_rec_mutex_unlock(&watch_lock);
-  }
   *persist = p;
   return 0;
 }
@@ -104,10 +100,8 @@ void persist_close(struct persist *p)
 {
   if (!p)
     return;
-  watch_begin(p);
   if (p->watched)
     persist_watch->close(p->watched);
-  watch_end(p);
   for (unsigned i = 0; i < ALIAS_BUCKETS; i++) {
     struct alias *next;
 

@@ -49,9 +49,12 @@ struct persist_counts {
 
 void persist_get_counts(const struct persist *p, struct persist_counts *counts);
 
-/* What a test may watch: every change of the media as it is made. Each call comes with one lock held for
- * all files and threads, so that the order of the calls is the order of the changes. */
+/* What a test may watch: every change of the media as it is made. Each change and the call that tells of
+ * it are made between begin() and end(), which are to exclude other threads, and may be nested: so the
+ * order of the calls is the order of the changes. */
 struct persist_watch {
+  void (*begin)(void *file);
+  void (*end)(void *file);
   /* A file was opened for writing: returns what the other calls get as FILE; NULL: it is not watched. */
   void *(*open)(int fd, const char *path, enum persist_mode mode);
   void (*close)(void *file);

@@ -207,6 +207,7 @@ int media_states(struct media *m, const char *dir, unsigned limit, media_state_f
 {
   struct run_states r = { .media = m, .fn = fn, .opaque = opaque, .left = MAX(limit, 1) };
 
+  g_rec_mutex_lock(&m->lock);
   r.rng.state = test_mix(m->seed + test_mix(++m->asked));
   r.choices = choices_find(m);
   r.picks = g_new0(struct pick, r.choices->len + 1);
@@ -225,5 +226,6 @@ int media_states(struct media *m, const char *dir, unsigned limit, media_state_f
   g_hash_table_unref(r.seen);
   g_free(r.picks);
   g_array_unref(r.choices);
+  g_rec_mutex_unlock(&m->lock);
   return r.result;
 }

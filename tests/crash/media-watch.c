@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Hears of every change of the watched files, from persist. The calls come one at a time and in the order
- * of the changes, so that nothing here needs a lock.
+ * Hears of every change of the watched files, from persist. Media have a lock each, which is held from
+ * before a change until it is recorded: a cut that is being explored keeps all threads that change its
+ * own files waiting, and only those.
  */
 #include "mediastate.h"
 
@@ -14,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
+static GMutex all_lock;         /* the list alone */
 static GPtrArray *all_media;
 static _Thread_local struct media_file *announced; /* whose fdatasync(2) persist is about to make */
 
@@ -80,30 +82,56 @@ static void cut(struct media *m)
     m->cut(m->opaque);
 }
 
-static void *watch_open(int fd, const char *path, enum persist_mode mode)
-{
-  g_autofree char *link = g_strdup_printf("/proc/self/fd/%d", fd);
-  g_autofree char *real = g_file_read_link(link, NULL);
-  g_autofree char *dir = g_path_get_dirname(real ? real : path);
+static void watch_begin(void *file) { g_rec_mutex_lock(&((struct media_file *)file)->media->lock); }
 
-  for (guint i = 0; all_media && i < all_media->len; i++) {
+static void watch_end(void *file) { g_rec_mutex_unlock(&((struct media_file *)file)->media->lock); }
+
+/* The media of a directory, or NULL. */
+static struct media *find_media(const char *dir)
+{
+  struct media *found = NULL;
+
+  g_mutex_lock(&all_lock);
+  for (guint i = 0; all_media && i < all_media->len && !found; i++) {
     struct media *m = g_ptr_array_index(all_media, i);
 
-    if (!strcmp(m->dir, dir)) {
-      struct media_file *f = file_watch(m, fd, real, mode);
-
-      f->opens++;
-      return f;
-    }
+    if (!strcmp(m->dir, dir))
+      found = m;
   }
-  return NULL;
+  g_mutex_unlock(&all_lock);
+  return found;
+}
+
+static char *real_path(int fd)
+{
+  g_autofree char *link = g_strdup_printf("/proc/self/fd/%d", fd);
+
+  return g_file_read_link(link, NULL);
+}
+
+static void *watch_open(int fd, const char *path, enum persist_mode mode)
+{
+  g_autofree char *real = real_path(fd);
+  g_autofree char *dir = g_path_get_dirname(real ? real : path);
+  struct media *m = find_media(dir);
+  struct media_file *f;
+
+  if (!m)
+    return NULL;
+  g_rec_mutex_lock(&m->lock);
+  f = file_watch(m, fd, real, mode);
+  f->opens++;
+  g_rec_mutex_unlock(&m->lock);
+  return f;
 }
 
 static void watch_close(void *file)
 {
   struct media_file *f = file;
 
+  watch_begin(f);
   f->opens--;
+  watch_end(f);
 }
 
 static GArray *flushed_by_me(struct media *m)
@@ -218,16 +246,19 @@ int __wrap_fdatasync(int fd);
 
 int __wrap_fdatasync(int fd)
 {
+  g_autofree char *real = real_path(fd);
+  g_autofree char *dir = g_path_get_dirname(real);
+  struct media *m = find_media(dir);
+  struct media_file *f;
   struct stat st;
 
-  SYS(fstat(fd, &st));
-  for (guint i = 0; all_media && i < all_media->len; i++) {
-    struct media_file *f = file_find(g_ptr_array_index(all_media, i), &st);
-
-    if (f && f != announced) {
+  if (m) {
+    SYS(fstat(fd, &st));
+    g_rec_mutex_lock(&m->lock);
+    f = file_find(m, &st);
+    if (f && f != announced)
       watch_sync(f);
-      break;
-    }
+    g_rec_mutex_unlock(&m->lock);
   }
   announced = NULL;
   return __real_fdatasync(fd);
@@ -261,6 +292,8 @@ static void watch_grow(void *file, uint64_t size)
 }
 
 static const struct persist_watch watch = {
+  .begin = watch_begin,
+  .end = watch_end,
   .open = watch_open,
   .close = watch_close,
   .store = watch_store,
@@ -274,11 +307,18 @@ static const struct persist_watch watch = {
 
 void media_watch(struct media *m)
 {
+  g_mutex_lock(&all_lock);
   if (!all_media) {
     all_media = g_ptr_array_new();
     persist_set_watch(&watch);
   }
   g_ptr_array_add(all_media, m);
+  g_mutex_unlock(&all_lock);
 }
 
-void media_unwatch(struct media *m) { g_ptr_array_remove(all_media, m); }
+void media_unwatch(struct media *m)
+{
+  g_mutex_lock(&all_lock);
+  g_ptr_array_remove(all_media, m);
+  g_mutex_unlock(&all_lock);
+}

@@ -257,8 +257,10 @@ void media_compare_file(struct media_file *f)
 
 void media_compare(struct media *m)
 {
+  g_rec_mutex_lock(&m->lock);
   for (guint i = 0; i < m->files->len; i++)
     media_compare_file(g_ptr_array_index(m->files, i));
+  g_rec_mutex_unlock(&m->lock);
 }
 
 /* ---- Files ---- */
@@ -306,6 +308,7 @@ struct media *media_new(const char *dir, uint64_t seed, media_cut_fn fn, void *o
   char *real = realpath(dir, NULL);
 
   CHECK(real, "%s: %s", dir, strerror(errno));
+  g_rec_mutex_init(&m->lock);
   m->dir = g_strdup(real);
   free(real);
   m->seed = seed;
@@ -324,15 +327,18 @@ void media_free(struct media *m)
   media_unwatch(m);
   g_ptr_array_unref(m->files);
   g_hash_table_unref(m->flushed);
+  g_rec_mutex_clear(&m->lock);
   g_free(m->dir);
   g_free(m);
 }
 
 void media_settle(struct media *m)
 {
+  g_rec_mutex_lock(&m->lock);
   media_compare(m);
   for (guint i = 0; i < m->files->len; i++)
     media_settle_file(g_ptr_array_index(m->files, i));
+  g_rec_mutex_unlock(&m->lock);
 }
 
 /* A file with what all see of F, of which the same is pending. */
@@ -376,10 +382,12 @@ struct media *media_killed(struct media *m, const char *dir, media_cut_fn fn, vo
 {
   struct media *copy = media_new(dir, m->seed, fn, opaque);
 
+  g_rec_mutex_lock(&m->lock);
   media_compare(m);
   copy->number = m->number;
   for (guint i = 0; i < m->files->len; i++)
     file_clone(copy, g_ptr_array_index(m->files, i));
+  g_rec_mutex_unlock(&m->lock);
   return copy;
 }
 

@@ -65,6 +65,7 @@ struct flushed {
 };
 
 struct media {
+  GRecMutex lock;               /* recursive: a cut is explored with it */
   char *dir;
   uint64_t seed;
   uint64_t asked;               /* calls of media_states(): each samples anew */
