@@ -18,7 +18,7 @@
 #define FINDINGS_MAX 65536u     /* sentences; the rest is counted */
 #define LOSS_BUDGET (UINT64_C(1) << 26)
 #define SET_SHIFT 12            /* slots of one part of a set */
-#define CHECK_FLAGS (PCOW_CHECK_REPAIR_LEAKS | PCOW_CHECK_REPAIR_ALL | PCOW_CHECK_BASE)
+#define CHECK_FLAGS (PCOW_CHECK_REPAIR_LEAKS | PCOW_CHECK_REPAIR_ALL | PCOW_CHECK_BASE | PCOW_CHECK_ANY_BASE)
 
 /* ---- Findings ---- */
 
@@ -187,16 +187,25 @@ static int check_length(struct check *c)
  * not what it was is no damage of this file. */
 static void check_base(struct check *c)
 {
+  bool any = c->flags & PCOW_CHECK_ANY_BASE;
+  g_autofree char *dir = g_path_get_dirname(c->path);
+  struct base_policy *policy;
+  struct base_path file;
   struct epoch_view *view;
   struct layer *top, *base;
   int r;
 
-  if (!(c->flags & PCOW_CHECK_BASE) || c->sb.base.format == BASE_NONE)
+  if (!(c->flags & (PCOW_CHECK_BASE | PCOW_CHECK_ANY_BASE)) || c->sb.base.format == BASE_NONE)
     return;
   view = epoch_view_make(c->epochs, c->sb.head_epoch, c->sb.head_parent, c->sb.virtual_size,
                          c->sb.head_floor, false);
-  top = layer_new_top(c->fd, c->path, &c->sb, view, NULL);
-  r = layer_open_base(c->path, &c->sb.base, top, LAYER_NO_BASE, &base);
+  base_path_name(&file, c->path);
+  top = layer_new_top(c->fd, &file, &c->sb, view, NULL);
+  r = base_policy_new(c->path, any, any ? NULL : dir, &policy);
+  if (r == 0) {
+    r = layer_open_base(&c->sb.base, top, policy, LAYER_NO_BASE, &base);
+    base_policy_unref(policy);
+  }
   if (r == 0) {
     top->base = base;
   } else {
@@ -204,6 +213,7 @@ static void check_base(struct check *c)
     check_say(c, "%s", error_message());
   }
   layer_close(top);
+  base_path_clear(&file);
 }
 
 /* ---- The whole ---- */

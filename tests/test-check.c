@@ -5,6 +5,7 @@
  * change of the media, and repeated.
  */
 #include "content.h"
+#include "cutshort.h"
 #include "crc32c.h"
 #include "slotwalk.h"
 #include "store.h"
@@ -610,59 +611,9 @@ START_TEST(refused)
 }
 END_TEST
 
-static unsigned changes_left;
-
-static void count_change(void)
-{
-  if (changes_left-- == 0)
-    _exit(9);
-}
-
-static void *watch_open(int fd, const char *path, enum persist_mode mode)
-{
-  (void)fd;
-  (void)path;
-  (void)mode;
-  return &changes_left;
-}
-
-static void watch_nothing(void *file) { (void)file; }
-
-static void watch_store(void *file, uint64_t offset, const void *from, uint64_t length, bool written_back)
-{
-  (void)file, (void)offset, (void)from, (void)length, (void)written_back;
-  count_change();
-}
-
-static void watch_range(void *file, uint64_t offset, uint64_t length)
-{
-  (void)file, (void)offset, (void)length;
-}
-
-static void watch_memory(void *file, const void *address, uint64_t length)
-{
-  (void)file, (void)address, (void)length;
-}
-
-static void watch_punch(void *file, uint64_t offset, uint64_t length)
-{
-  (void)file, (void)offset, (void)length;
-  count_change();
-}
-
-static void watch_grow(void *file, uint64_t size)
-{
-  (void)file, (void)size;
-  count_change();
-}
-
 /* Killed after each change that a repair makes; the next one ends it. */
 START_TEST(killed)
 {
-  static const struct persist_watch watch = {
-    watch_open, watch_nothing, watch_store, watch_range, watch_memory, watch_nothing, watch_nothing,
-    watch_punch, watch_grow,
-  };
   int status = 1;
   unsigned n;
 
@@ -683,12 +634,11 @@ START_TEST(killed)
     if (child == 0) {
       struct pcow_check_result result = PCOW_INIT(result);
 
-      changes_left = n;
-      persist_set_watch(&watch);
+      cut_short_after(n);
       _exit(pcow_check(w.path, PCOW_CHECK_REPAIR_ALL, &result, NULL, NULL, NULL) ? 1 : 0);
     }
     SYS(waitpid(child, &status, 0));
-    CHECK(WIFEXITED(status) && (WEXITSTATUS(status) == 9 || status == 0), "the child ended with %d", status);
+    CHECK(WIFEXITED(status) && (WEXITSTATUS(status) == CUT_SHORT || status == 0), "the child ended with %d", status);
     run_check(w.path, PCOW_CHECK_REPAIR_ALL);
     test_check_clean(w.path);
     compare(&w, "repaired after a kill");

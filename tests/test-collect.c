@@ -7,6 +7,7 @@
  *     test-collect [--stride N] [--seed N] [--dir DIR]
  */
 #include "content.h"
+#include "cutshort.h"
 #include "figures.h"
 
 #include <inttypes.h>
@@ -91,52 +92,6 @@ static void copy_file(const char *from, const char *to)
   CHECK(system(command) == 0, "%s failed", command);
 }
 
-/* The child that is cut short. */
-static uint64_t changes_left;
-
-static void *watch_open(int fd, const char *path, enum persist_mode mode)
-{
-  (void)fd, (void)path, (void)mode;
-  return &changes_left;
-}
-
-static void watch_nothing(void *file) { (void)file; }
-
-static void change(void)
-{
-  if (changes_left-- == 0)
-    _exit(9);
-}
-
-static void watch_store(void *file, uint64_t offset, const void *from, uint64_t length, bool written_back)
-{
-  (void)file, (void)offset, (void)from, (void)length, (void)written_back;
-  change();
-}
-
-static void watch_range(void *file, uint64_t offset, uint64_t length) { (void)file, (void)offset, (void)length; }
-
-static void watch_memory(void *file, const void *address, uint64_t length)
-{
-  (void)file, (void)address, (void)length;
-}
-
-static void watch_punch(void *file, uint64_t offset, uint64_t length)
-{
-  (void)file, (void)offset, (void)length;
-  change();
-}
-
-static void watch_grow(void *file, uint64_t size)
-{
-  (void)file, (void)size;
-  change();
-}
-
-static const struct persist_watch cutter = {
-  watch_open, watch_nothing, watch_store, watch_range, watch_memory, watch_nothing, watch_nothing, watch_punch, watch_grow,
-};
-
 /* A process deletes NAME and ends at its N-th change of the media. True: it came to the end. */
 static bool cut_at(const char *path, const char *name, uint64_t n)
 {
@@ -147,8 +102,7 @@ static bool cut_at(const char *path, const char *name, uint64_t n)
   if (child == 0) {
     pcow_image *image;
 
-    changes_left = n;
-    persist_set_watch(&cutter);
+    cut_short_after(n);
     image = test_open(path, PCOW_OPEN_RDWR, NULL);
     if (has_snapshot(image, name))
       OK(pcow_snapshot_delete(image, name));
@@ -156,7 +110,7 @@ static bool cut_at(const char *path, const char *name, uint64_t n)
     _exit(0);
   }
   SYS(waitpid(child, &status, 0));
-  CHECK(WIFEXITED(status) && (WEXITSTATUS(status) == 9 || WEXITSTATUS(status) == 0), "the child ended with %d", status);
+  CHECK(WIFEXITED(status) && (WEXITSTATUS(status) == CUT_SHORT || WEXITSTATUS(status) == 0), "the child ended with %d", status);
   return WEXITSTATUS(status) == 0;
 }
 

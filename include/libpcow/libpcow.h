@@ -314,7 +314,8 @@ int pcow_commit(pcow_image *image, pcow_progress_fn progress, void *opaque);
 
 #define PCOW_CHECK_REPAIR_LEAKS 1u /* give leaked space back, if nothing is corrupt */
 #define PCOW_CHECK_REPAIR_ALL 2u   /* repair all that can be, leaks included */
-#define PCOW_CHECK_BASE 4u         /* follow the base path: is the base what it was? */
+#define PCOW_CHECK_BASE 4u         /* is the base what it was? Follows its path within the image's directory */
+#define PCOW_CHECK_ANY_BASE 8u     /* the same, wherever the path leads: trusted images only */
 
 struct pcow_check_result {
   size_t size;

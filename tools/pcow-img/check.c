@@ -102,9 +102,11 @@ int verb_check(struct command *command)
 {
   g_autoptr(GPtrArray) findings = g_ptr_array_new_with_free_func(g_free);
   g_autofree char *repair = NULL;
-  gboolean base = FALSE;
+  gboolean base = FALSE, any_base = FALSE;
   const GOptionEntry entries[] = {
-    { "base", 0, 0, G_OPTION_ARG_NONE, &base, "Follow the base path: is the base what it was?", NULL },
+    { "base", 0, 0, G_OPTION_ARG_NONE, &base, "Is the base, within the image's directory, what it was?", NULL },
+    { "any-base", 0, 0, G_OPTION_ARG_NONE, &any_base, "The same wherever the base lies; trusted images only",
+      NULL },
     { "repair", 'r', 0, G_OPTION_ARG_FILENAME, &repair, "Repair what wastes space, or all that can be",
       "leaks|all" },
     OPTION_PROGRESS(command),
@@ -123,13 +125,15 @@ int verb_check(struct command *command)
     return COMMAND_FAILED;
   if (base)
     flags |= PCOW_CHECK_BASE;
+  if (any_base)
+    flags |= PCOW_CHECK_ANY_BASE;
   progress_start(command->progress);
   if (pcow_check(command->operands[0], flags, &result, on_finding, progress_update, findings))
     return report_library();
   repaired = result.repaired;
   if (repaired) {
     result = (struct pcow_check_result)PCOW_INIT(result);
-    if (pcow_check(command->operands[0], flags & PCOW_CHECK_BASE, &result, NULL, progress_update, NULL))
+    if (pcow_check(command->operands[0], flags & (PCOW_CHECK_BASE | PCOW_CHECK_ANY_BASE), &result, NULL, progress_update, NULL))
       return report_library();
   }
   if (command->json)
