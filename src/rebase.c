@@ -299,8 +299,9 @@ static int rebase_locked(pcow_image *image, const struct pcow_rebase_options *op
     r = store_end(image->store, &next, true);
   }
   if (r == 0) {
+    base_policy_ref(policy);    /* first: it may be the handle's */
     base_policy_unref(image->policy);
-    image->policy = base_policy_ref(policy);
+    image->policy = policy;
     image->base_named = true;
   }
   if (r == 0 && image->flags & PCOW_OPEN_NO_BASE) {

@@ -197,6 +197,17 @@ static void test_named(void)
   OK(pcow_rebase(i, &rebase));
   OK(pcow_close(i));
 
+  /* No base: the permission is all that is left of what was given, and must still do. */
+  OK(open_image(image, PCOW_OPEN_RDWR | PCOW_OPEN_NO_BASE, "/", &i));
+  rebase = (struct pcow_rebase_options)PCOW_INIT(rebase);
+  rebase.flags = PCOW_REBASE_UNSAFE;
+  OK(pcow_rebase(i, &rebase));
+  OK(pcow_rebase(i, &rebase));
+  rebase.base = middle;
+  rebase.base_format = PCOW_FORMAT_PCOW;
+  OK(pcow_rebase(i, &rebase));
+  OK(pcow_close(i));
+
   /* A base that was named stays open to this handle, for snapshots, diff and commit. */
   unlink(image);
   OK(pcow_create(image, SIZE, NULL));
