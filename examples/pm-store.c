@@ -12,6 +12,7 @@
 #include <libpcow/libpcow.h>
 
 #include <errno.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +50,7 @@ int main(int argc, char **argv)
   pcow_image *image = NULL;
   pcow_mapping *mapping = NULL;
   unsigned long long offset;
-  char *end;
+  char *end, *directory;
   int result = EXIT_FAILURE;
 
   if (argc > 2 && strcmp(argv[1], "--expect") == 0) {
@@ -68,7 +69,11 @@ int main(int argc, char **argv)
     return EXIT_FAILURE;
   }
 
+  directory = strdup(argv[1]);
+  if (!directory)
+    return EXIT_FAILURE;
   how.flags = PCOW_OPEN_RDWR;
+  how.base_dir = dirname(directory); /* an image's base is followed where it lies beside the image */
   map.durability = PCOW_STORE_DURABLE;
   if (pcow_open(argv[1], &how, &image) < 0 || pcow_map(image, &map, &mapping) < 0)
     fprintf(stderr, "pm-store: %s\n", pcow_errormsg());
@@ -79,5 +84,6 @@ int main(int argc, char **argv)
     fprintf(stderr, "pm-store: %s\n", pcow_errormsg());
     result = EXIT_FAILURE;
   }
+  free(directory);
   return result;
 }

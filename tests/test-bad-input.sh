@@ -319,6 +319,12 @@ test_untrusted()
   secret=source.raw
   content_refused 'the second base leads out' 'trust/mid.pcow.*trust/source.raw' '--any-base' trust/top.pcow
 
+  # What a terminal might obey is not printed, on either stream.
+  plant trust/over.pcow $'a\033[2J\nimage: forged'
+  expect 'escape sequences in a base path: info' 0 info trust/over.pcow
+  that 'escape sequences in a base path: on one line' out_has '^backing file: a?\[2J?image: forged'
+  refused 'escape sequences in a base path: map' 'a?\[2J?image: forged' 'no such file' img map trust/over.pcow
+
   refused 'both options' map 'exclude each other' img map --any-base --base-dir=. good.pcow
   refused 'no such directory' nowhere 'no such file' img map --base-dir=nowhere good.pcow
   rm -rf out trust

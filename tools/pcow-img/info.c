@@ -122,15 +122,17 @@ static char *format_tag(const struct pcow_info *info)
 static void print_base(const struct layer *layer)
 {
   const struct pcow_info *info = &layer->info;
+  g_autofree char *base = output_name(info->base), *path = output_name(info->base_path);
+  g_autofree char *snapshot = output_name(layer->base_snapshot);
 
   if (!info->base)
     return;
-  output_printf("backing file: %s", info->base);
-  if (info->base_path && strcmp(info->base, info->base_path) != 0)
-    output_printf(" (actual path: %s)", info->base_path);
+  output_printf("backing file: %s", base);
+  if (path && strcmp(base, path) != 0)
+    output_printf(" (actual path: %s)", path);
   output_printf("\nbacking file format: %s\n", naming_format_name(info->base_format));
-  if (layer->base_snapshot)
-    output_printf("backing snapshot: %s\n", layer->base_snapshot);
+  if (snapshot)
+    output_printf("backing snapshot: %s\n", snapshot);
 }
 
 static void print_pcow(const struct layer *layer)
@@ -161,10 +163,11 @@ static void print_layer(const struct layer *layer)
 {
   g_autofree char *virtual_text = sizes_format(layer->virtual_size);
   g_autofree char *disk_text = sizes_format(layer->actual_size);
+  g_autofree char *path = output_name(layer->path), *snapshot = output_name(layer->snapshot);
 
-  output_printf("image: %s\n", layer->path);
-  if (layer->snapshot)
-    output_printf("snapshot: %s\n", layer->snapshot);
+  output_printf("image: %s\n", path);
+  if (snapshot)
+    output_printf("snapshot: %s\n", snapshot);
   output_printf("file format: %s\nvirtual size: %s (%" G_GUINT64_FORMAT " bytes)\ndisk size: %s\n",
                 naming_format_name(layer->format), virtual_text, layer->virtual_size, disk_text);
   if (layer->format == PCOW_FORMAT_PCOW)

@@ -72,10 +72,24 @@ char *output_hex(const uint8_t *bytes, size_t length)
   return g_string_free(text, FALSE);
 }
 
+char *output_name(const char *name)
+{
+  char *text = g_strdup(name);
+
+  for (char *c = text; c && *c; c++)
+    if (g_ascii_iscntrl(*c))
+      *c = '?';
+  return text;
+}
+
 int output_finish(void)
 {
   if (!pending)
     return 0;
+  /* Names from images may hold what a terminal takes for a command. JSON has escaped it. */
+  for (gsize i = 0; i < pending->len; i++)
+    if (g_ascii_iscntrl(pending->str[i]) && pending->str[i] != '\n')
+      pending->str[i] = '?';
   if (fwrite(pending->str, 1, pending->len, stdout) != pending->len || fflush(stdout))
     return report_errno(errno, "standard output");
   return 0;

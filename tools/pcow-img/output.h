@@ -29,4 +29,7 @@ char *output_hex(const uint8_t *bytes, size_t length);
 /* Writes everything out. 0, or COMMAND_FAILED with the error recorded. */
 int output_finish(void);
 
+/* A name as people see it, on one line; the caller frees it. NULL stays NULL. */
+char *output_name(const char *name);
+
 #endif

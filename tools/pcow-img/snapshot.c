@@ -53,9 +53,9 @@ void snapshot_print_table(const GPtrArray *list)
   for (guint i = 0; i < list->len; i++) {
     const struct snapshot *s = g_ptr_array_index(list, i);
     g_autofree char *size = sizes_format(s->info.virtual_size);
-    g_autofree char *date = format_time(s->info.created_sec);
+    g_autofree char *date = format_time(s->info.created_sec), *name = output_name(s->info.name);
 
-    output_printf("%-9" G_GUINT32_FORMAT " %-24s %10s  %s\n", s->info.id, s->info.name, size, date);
+    output_printf("%-9" G_GUINT32_FORMAT " %-24s %10s  %s\n", s->info.id, name, size, date);
   }
 }
 
@@ -139,8 +139,10 @@ static void print_tree(const char *path, const GPtrArray *list)
     const GArray *next = g_hash_table_lookup(children, GUINT_TO_POINTER(node.id));
     const gboolean only = next && next->len == 1 && node.id != 0;
 
+    g_autofree char *name = output_name(node.name);
+
     g_array_set_size(stack, stack->len - 1);
-    output_printf("%s%s\n", node.before, node.name);
+    output_printf("%s%s\n", node.before, name);
     for (guint i = next ? next->len : 0; i-- > 0;) {
       struct drawing child = g_array_index(next, struct drawing, i);
       const gboolean last = i + 1 == next->len;
