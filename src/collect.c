@@ -62,10 +62,11 @@ static int commit_gone(struct store *st, struct superblock *next, const struct e
   return 0;
 }
 
-/* A deleted epoch with that many children which was not SKIPPED, or NULL. */
+/* The oldest deleted epoch with that many children which was not SKIPPED, or NULL. */
 static struct epoch *next_deleted(const struct store *st, GHashTable *skipped, unsigned children)
 {
   g_autoptr(GHashTable) count = g_hash_table_new(g_direct_hash, g_direct_equal);
+  struct epoch *oldest = NULL;
   GHashTableIter iter;
   gpointer value;
 
@@ -83,10 +84,10 @@ static struct epoch *next_deleted(const struct store *st, GHashTable *skipped, u
     gpointer id = GUINT_TO_POINTER(e->id);
 
     if (e->state == EPOCH_DELETED && GPOINTER_TO_UINT(g_hash_table_lookup(count, id)) == children &&
-        !g_hash_table_contains(skipped, id))
-      return e;
+        !g_hash_table_contains(skipped, id) && (!oldest || e->id < oldest->id))
+      oldest = e;
   }
-  return NULL;
+  return oldest;
 }
 
 bool collect_descends(const struct epochs *epochs, const struct epoch *e, uint32_t id)
@@ -232,6 +233,8 @@ static int drop_merged(struct collector *c, const struct epoch *e, struct epoch 
   }
   ret = commit_gone(st, &next, &gone, heir->id ? heir : NULL);
   c->reload = true;
+  /* If it is deleted as well, and was found to have to wait, it has more now that nobody sees. */
+  g_hash_table_remove(c->skipped, GUINT_TO_POINTER(heir->id));
   return ret ? ret : STEP_MORE;
 }
 

@@ -315,8 +315,9 @@ static int squeeze(struct pcow_image *image, struct merge *m, const struct slot_
   return ret ? ret : punch_pages(st, from->index, bits, 0, pages);
 }
 
+/* MOVE_BITS: what X has and Y has not; below VISIBLE it counts. */
 static int load_bits(struct pcow_image *image, struct merge *m, const struct slot_info *from,
-                     const struct slot_info *to, uint64_t visible)
+                     const struct slot_info *to)
 {
   struct store *st = image->store;
   uint64_t pages = st->geo.unit_pages;
@@ -328,7 +329,6 @@ static int load_bits(struct pcow_image *image, struct merge *m, const struct slo
     return ret;
   for (uint64_t w = 0; w < bits_words(pages); w++)
     m->move_bits[w] = m->from_bits[w] & ~m->to_bits[w];
-  bits_clear(m->move_bits, visible, pages);
   return 0;
 }
 
@@ -353,7 +353,7 @@ int merge_visit(struct pcow_image *image, struct merge *m, GArray *chain)
   visible = m->limit <= unit_start ? 0 : MIN(g->unit_bytes, m->limit - unit_start) >> PAGE_SHIFT;
   if (!to)
     return take_over(image, m, from, visible);
-  ret = load_bits(image, m, from, to, visible);
+  ret = load_bits(image, m, from, to);
   if (ret)
     return ret;
 

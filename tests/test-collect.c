@@ -65,6 +65,7 @@ static struct tree tree_new(const char *path, uint64_t unit)
   content_scatter(image, &t.head, &rng, 4);
   OK(pcow_resize(image, MIB, 0));
   content_resize(&t.head, MIB);
+  content_scatter(image, &t.head, &rng, 6);
   tree_snapshot(&t, image, "c");
   content_scatter(image, &t.head, &rng, 30);
   tree_snapshot(&t, image, "d");
@@ -161,14 +162,15 @@ static uint64_t cut_deletion(struct tree *t, const char *name, unsigned stride)
   return cuts;
 }
 
-static void cut(uint64_t unit, unsigned stride)
+/* Oldest, middle, newest, the one that branches, its branches. */
+static const char *const orders[][8] = {
+  { "root", "a", "c", "d", "b", "f", "e" },
+  { "d", "b", "a", "e", "c", "f", "root" },
+  { "f", "e", "b", "root", "a", "c", "d" },
+};
+
+static void cut(uint64_t unit, const char *const *order, unsigned stride)
 {
-  static const char *const orders[][8] = {
-    { "root", "a", "c", "d", "b", "f", "e" },       /* oldest, middle, newest, branching, its branches */
-    { "d", "b", "a", "e", "c", "f", "root" },
-    { "f", "e", "b", "root", "a", "c", "d" },
-  };
-  const char *const *order = orders[rng_below(&rng, G_N_ELEMENTS(orders))];
   struct tree t = tree_new(test_path("tree.pcow"), unit);
   uint64_t cuts = 0;
 
@@ -232,9 +234,12 @@ int main(int argc, char **argv)
   stride = (unsigned)test_option(argc, argv, "--stride", 8);
   test_dir(argc, argv);
   rng.state = test_seed(argc, argv);
-  cut(64 * KIB, stride);
-  cut(256 * KIB, stride);
-  cut(2 * MIB, stride);
+  cut(64 * KIB, orders[0], stride);
+  cut(64 * KIB, orders[2], stride);
+  cut(256 * KIB, orders[1], stride);
+  cut(2 * MIB, orders[0], stride);
+  cut(2 * MIB, orders[1], stride);
+  cut(2 * MIB, orders[2], stride);
   readers(64 * KIB);
   readers(2 * MIB);
   return 0;
