@@ -133,7 +133,7 @@ static int copy_pages(struct store *st, const struct merge *m, uint64_t from, ui
 
     /* What a page that is not present, or is hidden, holds there must not show. */
     if (data > at && persist_seek(st->p, at + offset, data + offset, true) < data + offset)
-      ret = ORDERED("M.4 holes", persist_punch(st->p, at + offset, data - at));
+      ret = ORDERED("holes M.4", persist_punch(st->p, at + offset, data - at));
     at = data;
     if (ret || at >= stop)
       break;

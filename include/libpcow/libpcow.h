@@ -159,7 +159,7 @@ int pcow_open_base(pcow_image *image, pcow_image **base);
 /* ---- Information --------------------------------------------------------------------------- */
 
 #define PCOW_INFO_DIRTY 1u   /* not closed cleanly, or open for writing */
-#define PCOW_INFO_PENDING 2u /* deleted snapshots whose space is still to be collected */
+#define PCOW_INFO_PENDING 2u /* deleted snapshots of which something is still to be collected */
 
 struct pcow_info {
   size_t size;
@@ -180,7 +180,7 @@ struct pcow_info {
   const char *base_path;     /* as it is opened, relative to the working directory or absolute */
   const char *base_snapshot; /* its name, when the base is open (not with PCOW_OPEN_INFO, NO_BASE) */
   uint32_t base_epoch;       /* 0: the base's head */
-  uint32_t deletions_pending; /* deleted snapshots with PCOW_INFO_PENDING */
+  uint32_t deletions_pending; /* how many; without those that several living branches see */
 };
 
 int pcow_get_info(pcow_image *image, struct pcow_info *info);
@@ -263,8 +263,11 @@ int pcow_snapshot_list(pcow_image *image, pcow_snapshot_fn fn, void *opaque);
  * known when the image is opened again. */
 int pcow_snapshot_create(pcow_image *image, const char *name);
 
-/* Deletes a snapshot, wherever in the tree; no other one changes content. The space of what only it
- * saw is given back then or, when readers or a mapping of the head are in the way, at a later open.
+/* Deletes a snapshot, wherever in the tree, also while the image is mapped; no other one changes content.
+ * The space of what only it held is given back before the call returns, at a cost by that and not by the
+ * image; writers of a mapping wait for a step of it at a time. What is left of it may have to wait for
+ * readers, for space, or for the next snapshot of a mapped head (PCOW_INFO_PENDING): a later deletion or
+ * open goes on. Once the deletion is committed that is no error. Other threads may use the image meanwhile.
  * -ENOENT, -EBUSY (being read). */
 int pcow_snapshot_delete(pcow_image *image, const char *name);
 
