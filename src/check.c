@@ -70,6 +70,24 @@ int check_progress(struct check *c, uint64_t done)
   return 0;
 }
 
+int check_read_bitmap(struct check *c, uint64_t index, uint64_t *bits)
+{
+  uint64_t at = geometry_bitmap(&c->geo, index), length = c->geo.bitmap_bytes, skip = 0;
+  int r;
+
+  if (length > PAGE_BYTES) {
+    off_t data = lseek(c->fd, (off_t)at, SEEK_DATA);
+
+    if (data >= 0 || errno == ENXIO)
+      skip = data < 0 ? length : MIN(length, MAX((uint64_t)data, at) - at) & ~UINT64_C(7);
+  }
+  memset(bits, 0, skip);
+  r = file_read(c->fd, c->path, at + skip, bits + skip / 8, length - skip, true);
+  for (uint64_t i = skip / 8; r == 0 && i < length / 8; i++)
+    bits[i] = le64toh(bits[i]);
+  return r;
+}
+
 /* ---- Sets of slots ---- */
 
 GHashTable *checkset_new(void)

@@ -72,7 +72,7 @@ struct check {
   bool pages_are_blocks;        /* the file system gives blocks page by page */
 
   GHashTable *reached;          /* sets of slots, by checkset_* */
-  GHashTable *garbage;          /* slots in chains whose epoch does not exist */
+  GHashTable *garbage;          /* slots that were counted as leaks before their blocks were */
   GHashTable *nodes;            /* id of an epoch that exists → struct check_node */
   GPtrArray *cuts;              /* struct check_cut */
 
@@ -102,6 +102,9 @@ bool check_add_word(struct check *c, uint64_t offset, uint64_t value);
 void check_add_hole(struct check *c, uint64_t offset, uint64_t length);
 /* DONE of twice the number of slots. -ECANCELED. */
 int check_progress(struct check *c, uint64_t done);
+
+/* The bitmap as it is, in host order. Holes cost little. */
+int check_read_bitmap(struct check *c, uint64_t index, uint64_t *bits);
 
 /* A set of slots whose memory goes by those that are in it. ADD: false when it was there already. */
 GHashTable *checkset_new(void);

@@ -37,15 +37,6 @@ static uint64_t pages_below(const struct check *c, uint64_t unit, uint64_t limit
   return limit <= start ? 0 : MIN(c->geo.unit_bytes, limit - start + PAGE_BYTES - 1) >> PAGE_SHIFT;
 }
 
-static int read_bits(struct check *c, uint64_t slot, uint64_t *bits)
-{
-  int r = file_read(c->fd, c->path, geometry_bitmap(&c->geo, slot), bits, c->geo.bitmap_bytes, true);
-
-  for (uint64_t i = 0; r == 0 && i < c->geo.bitmap_bytes / 8; i++)
-    bits[i] = le64toh(bits[i]);
-  return r;
-}
-
 /* False when enough work was done: an image could have as many damages as snapshots. */
 static bool spend(struct loss *l, uint64_t steps)
 {
@@ -90,7 +81,7 @@ static int remove_found(struct loss *l, uint32_t id, uint64_t size, uint64_t flo
     if (owner && spend(l, l->c->geo.bitmap_bytes / 64)) {
       uint64_t end = pages_below(l->c, l->unit, limit);
 
-      r = read_bits(l->c, g_array_index(l->chain, struct check_link, owner - 1).slot.index, l->other);
+      r = check_read_bitmap(l->c, g_array_index(l->chain, struct check_link, owner - 1).slot.index, l->other);
       bits_clear(l->other, end, l->c->geo.bitmap_bytes * 8);
       for (uint64_t w = 0; r == 0 && w < l->c->geo.bitmap_bytes / 8; w++)
         l->bits[w] &= ~l->other[w];
@@ -133,7 +124,7 @@ static int look_at(struct loss *l, uint32_t id, uint64_t size, uint64_t floor, c
   if (!end)
     return 0;
   if (l->slot)
-    r = read_bits(c, l->slot, l->bits);
+    r = check_read_bitmap(c, l->slot, l->bits);
   else
     bits_set(l->bits, 0, c->geo.unit_pages);
   bits_clear(l->bits, 0, l->first);

@@ -8,6 +8,7 @@
 #include "checking.h"
 
 #include "bits.h"
+#include "error.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -27,16 +28,21 @@ void check_cut_free(void *data)
 
 /* ---- Finding them ---- */
 
-static void look_at_header(struct check *c, GHashTable *by_unit, const struct pcow_disk_slot *disk, uint64_t index)
+static void look_at_header(struct check *c, GHashTable *by_unit, GArray *strays, const struct pcow_disk_slot *disk,
+                           uint64_t index)
 {
   uint64_t unit = le64_get(disk->unit), word = le64_get(disk->previous);
   struct slot_info slot = { .index = index, .unit = unit, .epoch = le32_get(disk->epoch) };
   struct check_cut *cut = g_hash_table_lookup(by_unit, GSIZE_TO_POINTER(unit + 1));
 
-  if (!cut || le32_get(disk->magic) != SLOT_MAGIC || checkset_contains(c->reached, index) ||
+  if (le32_get(disk->magic) != SLOT_MAGIC || unit >= UNITS_MAX || checkset_contains(c->reached, index) ||
       le32_get(disk->crc) != slot_identity_crc(unit, slot.epoch, index) || !check_epoch_exists(c, slot.epoch))
     return;
   slot.previous = SLOT_REF_VALID(word) ? SLOT_REF_INDEX(word) : UINT64_MAX;
+  if (strays->len < ORPHANS_MAX)
+    g_array_append_val(strays, slot);
+  if (!cut)
+    return;
   if (!cut->orphans)
     cut->orphans = g_array_new(FALSE, FALSE, sizeof(struct slot_info));
   if (cut->orphans->len < ORPHANS_MAX)
@@ -44,7 +50,7 @@ static void look_at_header(struct check *c, GHashTable *by_unit, const struct pc
 }
 
 /* The headers of all slots, where there are blocks. */
-static int find_orphans(struct check *c, GHashTable *by_unit)
+static int find_orphans(struct check *c, GHashTable *by_unit, GArray *strays)
 {
   struct pcow_disk_slot headers[HEADERS_AT_ONCE];
   int r = 0;
@@ -65,7 +71,7 @@ static int find_orphans(struct check *c, GHashTable *by_unit)
     n = MIN(n, HEADERS_AT_ONCE);
     r = file_read(c->fd, c->path, geometry_header(&c->geo, index), headers, n * sizeof headers[0], true);
     for (uint64_t i = 0; r == 0 && i < n; i++)
-      look_at_header(c, by_unit, &headers[i], index + i);
+      look_at_header(c, by_unit, strays, &headers[i], index + i);
     index += n;
   }
   return r;
@@ -140,20 +146,48 @@ static int end_cut(struct check *c, const struct check_cut *cut)
   return 0;
 }
 
+/* Of a deleted epoch it is what collection has left. */
+static int check_stray(struct check *c, const struct slot_info *slot, uint64_t *bits)
+{
+  const struct epoch *e = epochs_get(c->epochs, slot->epoch);
+  uint64_t owner = geometry_header(&c->geo, slot->index) + offsetof(struct pcow_disk_slot, epoch);
+  int r;
+
+  if (checkset_contains(c->reached, slot->index) || (e && e->state == EPOCH_DELETED))
+    return 0;
+  r = check_read_bitmap(c, slot->index, bits);
+  if (r || bits_find(bits, 0, c->geo.unit_pages, true) == c->geo.unit_pages)
+    return r;
+  c->result.leaks++;
+  checkset_add(c->garbage, slot->index);
+  check_say(c, "%s: slot %" PRIu64 " is in no chain, but its header says that it has pages of unit %" PRIu64
+            " for %s%s%s", c->path, slot->index, slot->unit, e ? "snapshot '" : "the head", e ? e->name : "",
+            e ? "'" : "");
+  /* Not while it may still be needed to tell what something else was. */
+  if (c->result.corruptions == c->result.repairable)
+    check_add_word(c, owner, 0);
+  return 0;
+}
+
 int check_orphans(struct check *c)
 {
   g_autoptr(GHashTable) by_unit = g_hash_table_new(NULL, NULL);
+  g_autoptr(GArray) strays = g_array_new(FALSE, FALSE, sizeof(struct slot_info));
+  uint64_t *bits = g_try_malloc(c->geo.bitmap_bytes);
   int r = 0;
 
-  if (c->cuts->len == 0)
-    return 0;
+  if (!bits)
+    return fail(ENOMEM, "%s: no memory for the bitmap of a unit", c->path);
   for (guint i = 0; i < c->cuts->len; i++) {
     struct check_cut *cut = g_ptr_array_index(c->cuts, i);
 
     g_hash_table_insert(by_unit, GSIZE_TO_POINTER(cut->unit + 1), cut);
   }
-  r = find_orphans(c, by_unit);
+  r = find_orphans(c, by_unit, strays);
   for (guint i = 0; r == 0 && i < c->cuts->len; i++)
     r = end_cut(c, g_ptr_array_index(c->cuts, i));
+  for (guint i = 0; r == 0 && i < strays->len; i++)
+    r = check_stray(c, &g_array_index(strays, struct slot_info, i), bits);
+  g_free(bits);
   return r;
 }

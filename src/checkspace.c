@@ -38,21 +38,10 @@ static bool next_data(const struct check *c, uint64_t from, uint64_t end, uint64
 
 /* ---- Bitmaps ---- */
 
-static int load_bits(struct space *s, uint64_t index)
-{
-  struct check *c = s->c;
-  int r = file_read(c->fd, c->path, geometry_bitmap(&c->geo, index), s->bits, c->geo.bitmap_bytes, true);
-
-  for (uint64_t i = 0; r == 0 && i < c->geo.bitmap_bytes / 8; i++)
-    s->bits[i] = le64toh(s->bits[i]);
-  s->loaded = r ? 0 : index;
-  return r;
-}
-
 static int check_bitmap(struct space *s, uint64_t index)
 {
   struct check *c = s->c;
-  int r = load_bits(s, index);
+  int r = check_read_bitmap(c, index, s->bits);
 
   if (r)
     return r;
@@ -73,7 +62,7 @@ static void end_slot(struct space *s)
   bool reached = checkset_contains(c->reached, s->slot);
 
   if (s->leaked) {
-    /* What belongs to no epoch was counted when its chain was walked. */
+    /* What belongs to no epoch, or to no chain, may have been counted before. */
     c->result.leaks += !checkset_contains(c->garbage, s->slot);
     c->result.leaked_size += s->leaked;
     check_say(c, reached ? "%s: slot %" PRIu64 ": %" PRIu64 " bytes lie at pages that nobody sees"
@@ -90,8 +79,9 @@ static int load_seen(struct space *s, uint64_t index)
   const struct check_node *node;
   struct pcow_disk_slot disk;
   uint64_t unit, limit;
-  int r = load_bits(s, index);
+  int r = check_read_bitmap(c, index, s->bits);
 
+  s->loaded = index;
   if (r == 0)
     r = file_read(c->fd, c->path, geometry_header(&c->geo, index), &disk, sizeof disk, true);
   if (r)
