@@ -557,6 +557,41 @@ START_TEST(leaks)
 }
 END_TEST
 
+/* ---- A large image ------------------------------------------------------------------------- */
+
+/* 1 TiB in 8192 units, each written; four snapshots, after each of which every fourth was written again. The
+ * time is printed, for people. */
+START_TEST(large)
+{
+  char *path = test_path("check-large");
+  static unsigned char bytes[8 * 4096];
+  struct pcow_check_result result;
+  pcow_image *image;
+  gint64 start;
+
+  test_create(path, TIB, 128 * MIB, NULL, PCOW_FORMAT_NONE, NULL);
+  image = test_open(path, PCOW_OPEN_RDWR, NULL);
+  memset(bytes, 7, sizeof bytes);
+  for (unsigned s = 0; s < 4; s++) {
+    char name[2] = { (char)('a' + s), 0 };
+
+    for (uint64_t unit = 0; unit < 8192; unit += s ? 4 : 1)
+      OK(pcow_pwrite(image, bytes, s ? PAGE : sizeof bytes, unit * 128 * MIB + s * 2 * PAGE));
+    OK(pcow_snapshot_create(image, name));
+  }
+  OK(pcow_close(image));
+  start = g_get_monotonic_time();
+  result = run_check(path, 0);
+  printf("1 TiB, %llu slots, %llu MiB: checked in %.2f s\n", (unsigned long long)result.slots,
+         (unsigned long long)(test_blocks(path) / MIB), (double)(g_get_monotonic_time() - start) / 1e6);
+  CHECK(!said, "%s", said);
+  ck_assert_uint_eq(result.slots, 8192 + 3 * 2048);
+  ck_assert_uint_eq(result.pages, 8 * 8192 + 3 * 2048);
+  ck_assert_uint_eq(result.corruptions + result.leaks, 0);
+  SYS(unlink(path));
+}
+END_TEST
+
 /* ---- The base ------------------------------------------------------------------------------ */
 
 START_TEST(base_identity)
@@ -669,6 +704,7 @@ int main(int argc, char **argv)
   tcase_add_loop_test(tests, bitmap, 0, 2);
   tcase_add_test(tests, leaks);
   tcase_add_test(tests, base_identity);
+  tcase_add_test(tests, large);
   tcase_add_test(tests, refused);
   tcase_add_test(tests, killed);
   suite_add_tcase(suite, tests);
