@@ -69,11 +69,16 @@ refused()
 # every_verb NAME FILE CAUSE: the verbs that read or write an image refuse FILE.
 every_verb()
 {
+  verbs_that_open "$@"
+  refused "$1: check" "$2" "$3" img check "$2"
+}
+
+verbs_that_open()
+{
   local name=$1 file=$2 cause=$3
 
   refused "$name: info" "$file" "$cause" img info "$file"
   refused "$name: map" "$file" "$cause" img map --output=json "$file"
-  refused "$name: check" "$file" "$cause" img check "$file"
   refused "$name: snapshot -l" "$file" "$cause" img snapshot -l "$file"
   refused "$name: snapshot -c" "$file" "$cause" img snapshot -c new "$file"
   refused "$name: resize" "$file" "$cause" img resize "$file" +1M
@@ -151,7 +156,11 @@ test_damage()
   fresh bad.pcow && truncate -s 5000 bad.pcow
   every_verb 'truncated within the superblocks' bad.pcow 'truncated\|short'
   fresh bad.pcow && truncate -s 1050M bad.pcow
-  every_verb 'truncated within the slots' bad.pcow 'truncated\|short'
+  verbs_that_open 'truncated within the slots' bad.pcow 'truncated\|short'
+  expect 'truncated within the slots: check tells' 2 check bad.pcow
+  expect 'truncated within the slots: repaired' 0 check -r all bad.pcow
+  expect 'truncated within the slots: opens' 0 convert -f pcow -O raw bad.pcow bad.raw
+  rm -f bad.raw
 
   for copy in 0 1; do
     fresh bad.pcow && "$poke" damage bad.pcow $((copy * SECOND + VIRTUAL_SIZE))

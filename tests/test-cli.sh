@@ -409,6 +409,22 @@ test_check()
   expect 'check: corrupt' 2 check corrupt.pcow
   expect 'check: corrupt, in JSON' 2 check --output=json corrupt.pcow
   that 'check: a sentence about it' test "$(json corruptions)" -ge 1
+  that 'check: what can be repaired' test "$(json repairable)" = "$(json corruptions)"
+  expect 'check -r leaks does not touch what is corrupt' 2 check -r leaks corrupt.pcow
+  expect 'check -r all' 0 check -r all corrupt.pcow
+  that 'check -r all tells' out_has 'found and repaired'
+  expect 'check: corruption is repaired' 0 check corrupt.pcow
+  expect 'check: no content was lost' 0 compare corrupt.pcow source.raw
+  img create -b leak.pcow -F pcow over.pcow
+  expect 'check: the base' 0 check --base over.pcow
+  mv leak.pcow away.pcow
+  expect 'check: the base is not followed unless told' 0 check over.pcow
+  expect 'check: no base' 2 check --base over.pcow
+  that 'check: which base' out_has 'leak.pcow'
+  expect 'check: no base, in JSON' 2 check --base --output=json over.pcow
+  that 'check: no base, in JSON, counted' test "$(json base-faults)" = 1
+  mv away.pcow leak.pcow
+  rm -f over.pcow
   rm -f leak.pcow corrupt.pcow
   expect 'check: no such file' 1 check missing.pcow
 }
