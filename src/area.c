@@ -240,11 +240,17 @@ int area_share(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
 int area_write_back(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
 {
   struct persist *p = m->image->store->p;
+  uint8_t *address = map_address(m, map_unit_first(m, u->number) + first);
 
   /* The range has its page tables already. But flushing a hole would read it, which takes space. */
   if (!m->guarded)
     return persist_writeback(p, head_page_offset(m->image->head, u, first), (end - first) * PAGE_BYTES);
-  persist_flush_memory(p, map_address(m, map_unit_first(m, u->number) + first), (end - first) * PAGE_BYTES);
+  /* Flushing memory that failed, or that a truncated file does not have any more, would be a SIGBUS. */
+  if (madvise(address, (end - first) * PAGE_BYTES, MADV_POPULATE_READ) && errno != EINVAL && errno != ENOMEM)
+    return fail(EIO, "%s: %" PRIu64 " bytes at byte %" PRIu64 " cannot be read: the file is truncated, or the "
+                "memory or the medium is damaged", m->image->path, (end - first) * PAGE_BYTES,
+                head_page_offset(m->image->head, u, first));
+  persist_flush_memory(p, address, (end - first) * PAGE_BYTES);
   return 0;
 }
 

@@ -21,6 +21,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
 #define ALIAS_SHIFT 36
 #define ALIAS_BYTES (UINT64_C(1) << ALIAS_SHIFT)
 
@@ -191,6 +196,57 @@ static char *alias_get(struct persist *p, uint64_t offset, uint64_t *length)
   return base + within;
 }
 
+/* An access to what the file does not have any more, or to memory that failed, is a SIGBUS: whoever is
+ * about to access an alias anew has the kernel do it first, which says so in an error. */
+static int alias_probe(struct persist *p, char *address, uint64_t offset, uint64_t length, int advice)
+{
+  uint64_t within = (uintptr_t)address % PAGE_BYTES;
+  struct stat st;
+
+  if (!length || madvise(address - within, (length + within + PAGE_BYTES - 1) & ~(uint64_t)(PAGE_BYTES - 1),
+                         advice) == 0)
+    return 0;
+  if (errno == EINVAL)          /* before Linux 5.14 */
+    return 0;
+  if (errno == ENOMEM)
+    return fail(ENOMEM, "%s: no memory to access byte %" PRIu64, p->path, offset);
+  if (fstat(p->fd, &st) == 0 && (uint64_t)st.st_size < offset + length)
+    return fail(EUCLEAN, "%s: is truncated: ends at byte %jd, before byte %" PRIu64, p->path,
+                (intmax_t)st.st_size, offset + length);
+  return fail(EIO, "%s: %" PRIu64 " bytes at byte %" PRIu64 " cannot be accessed: the memory or the medium is "
+              "damaged", p->path, length, offset);
+}
+
+int persist_alias(struct persist *p, uint64_t offset, uint64_t length)
+{
+  while (length) {
+    uint64_t n = length;
+
+    if (!alias_get(p, offset, &n))
+      return -ENOMEM;
+    offset += n;
+    length -= n;
+  }
+  return 0;
+}
+
+int persist_probe(struct persist *p, uint64_t offset, uint64_t length)
+{
+  int ret = 0;
+
+  while (ret == 0 && length) {
+    uint64_t n = length;
+    char *address = alias_get(p, offset, &n);
+
+    if (!address)
+      return -ENOMEM;
+    ret = alias_probe(p, address, offset, n, MADV_POPULATE_WRITE);
+    offset += n;
+    length -= n;
+  }
+  return ret;
+}
+
 /* ---- The places that change the media ---- */
 
 static void media_flush(struct persist *p, uint64_t offset, const void *address, uint64_t length)
@@ -277,9 +333,10 @@ static int media_copy(struct persist *p, uint64_t offset, const char *source, si
   while (length) {
     uint64_t n = length;
     char *target = alias_get(p, offset, &n);
+    int ret = target ? alias_probe(p, target, offset, n, MADV_POPULATE_WRITE) : -ENOMEM;
 
-    if (!target)
-      return -ENOMEM;
+    if (ret)
+      return ret;
     watch_begin(p);
     pmem_memcpy_nodrain(target, source, n);
     if (p->watched)
@@ -378,9 +435,10 @@ int persist_writeback(struct persist *p, uint64_t offset, uint64_t length)
     while (offset < hole) {
       uint64_t n = hole - offset;
       char *address = alias_get(p, offset, &n);
+      int ret = address ? alias_probe(p, address, offset, n, MADV_POPULATE_READ) : -ENOMEM;
 
-      if (!address)
-        return -ENOMEM;
+      if (ret)
+        return ret;
       media_flush(p, offset, address, n);
       offset += n;
     }

@@ -117,8 +117,18 @@ int persist_reserve(struct persist *p, uint64_t offset, uint64_t length)
   uint64_t end = (offset + length + PAGE_BYTES - 1) >> PAGE_SHIFT;
   uint64_t from = end;          /* [from, to): from the first page that is missing to the last one */
   uint64_t to = end;
+  struct stat st;
   int ret = 0;
 
+  /* What is reserved is stored to next: in a file that somebody has truncated that would be a SIGBUS. */
+  if (fstat(p->fd, &st) < 0)
+    return fail_errno(errno, "%s: cannot get the size of the file", p->path);
+  if ((uint64_t)st.st_size < offset + length)
+    return fail(EUCLEAN, "%s: is truncated: ends at byte %jd, before byte %" PRIu64, p->path,
+                (intmax_t)st.st_size, offset + length);
+  ret = persist_alias(p, offset, length);
+  if (ret)
+    return ret;
   g_mutex_lock(&p->lock);
   for (uint64_t chunk = first / 64; chunk * 64 < end; chunk++) {
     uint64_t missing = reserved_bits(chunk, first, end) & ~reserved_get(p, chunk);
@@ -131,6 +141,8 @@ int persist_reserve(struct persist *p, uint64_t offset, uint64_t length)
   /* In one call, so that it is all or nothing: asking for what is there is harmless. */
   if (from < end)
     ret = persist_allocate(p, from << PAGE_SHIFT, (to - from) << PAGE_SHIFT);
+  if (ret == 0 && from < end)
+    ret = persist_probe(p, from << PAGE_SHIFT, (to - from) << PAGE_SHIFT);
   for (uint64_t chunk = from / 64; ret == 0 && from < end && chunk * 64 < to; chunk++)
     g_hash_table_replace(
       p->reserved, reserved_key(chunk),

@@ -46,6 +46,12 @@ struct persist {
   _Atomic uint64_t block_changes;
 };
 
+/* Makes the aliases of a range, so that persist_probe() takes no lock. */
+int persist_alias(struct persist *p, uint64_t offset, uint64_t length);
+
+/* Can a range be stored to? Else a SIGBUS becomes -EIO, or -EUCLEAN where the file ends before it. */
+int persist_probe(struct persist *p, uint64_t offset, uint64_t length);
+
 /* Orders nothing. */
 static inline void count(_Atomic uint64_t *counter, uint64_t n)
 {

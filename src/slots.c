@@ -448,9 +448,17 @@ int slots_prepare(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t previ
   return ret;
 }
 
+/* Asking for space, which is there, finds out that the file is not any more: not by a SIGBUS. */
+static int store_word(struct slots *s, uint64_t offset, uint64_t value)
+{
+  int ret = persist_reserve(s->store->p, offset, 8);
+
+  return ret ? ret : persist_store64(s->store->p, offset, value);
+}
+
 int slots_link(struct slots *s, uint64_t unit, uint64_t index)
 {
-  return persist_store64(s->store->p, geometry_map_word(unit), SLOT_REF(index));
+  return store_word(s, geometry_map_word(unit), SLOT_REF(index));
 }
 
 static uint64_t previous_word(const struct store *st, uint64_t index)
@@ -460,7 +468,7 @@ static uint64_t previous_word(const struct store *st, uint64_t index)
 
 int slots_link_after(struct slots *s, uint64_t last, uint64_t index)
 {
-  return persist_store64(s->store->p, previous_word(s->store, last), SLOT_REF(index));
+  return store_word(s, previous_word(s->store, last), SLOT_REF(index));
 }
 
 int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer)
@@ -474,7 +482,7 @@ int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer)
    * bitmaps share their pages with others, and so do headers.) */
   ret = store_dirty(st);
   if (ret == 0)
-    ret = persist_store64(st->p, word, slot->previous ? SLOT_REF(slot->previous) : 0);
+    ret = store_word(s, word, slot->previous ? SLOT_REF(slot->previous) : 0);
   if (ret == 0)
     ret = ORDERED("4.2", persist_fence(st->p));
   if (ret == 0)
@@ -498,7 +506,7 @@ int slots_relabel(struct slots *s, const struct slot_info *slot, uint32_t epoch)
   int ret = store_dirty(st);
 
   if (ret == 0)
-    ret = persist_store64(st->p, owner, slot_owner_word(slot->unit, epoch, slot->index));
+    ret = store_word(s, owner, slot_owner_word(slot->unit, epoch, slot->index));
   if (ret == 0)
     slots_note_unit(s, epoch, slot->unit);
   return ret;
