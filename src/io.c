@@ -34,7 +34,11 @@ API int pcow_pread(pcow_image *image, void *buffer, size_t count, uint64_t offse
 
       if (image->map) {
         n = MIN(n, BOUNCE_BYTES);
-        bounce = g_malloc(n);
+        bounce = g_try_malloc(n);
+        if (!bounce) {
+          ret = fail(ENOMEM, "%s: no memory for a buffer", image->path);
+          break;
+        }
       }
       u = head_lock_unit(image->head, unit, &ret);
       if (u) {
@@ -105,7 +109,9 @@ static int change(struct pcow_image *image, struct piece piece, uint64_t offset,
 
     if (image->map && piece.kind == WRITE) {
       n = MIN(n, BOUNCE_BYTES);
-      part.buffer = bounce = g_malloc(n);
+      part.buffer = bounce = g_try_malloc(n);
+      if (!bounce)
+        return fail(ENOMEM, "%s: no memory for a buffer", image->path);
       memcpy(bounce, piece.buffer, n);
     }
     u = head_lock_unit(image->head, unit, &ret);

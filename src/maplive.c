@@ -101,7 +101,9 @@ int mapping_discard(struct pcow_image *image, struct unit *u, uint64_t first, ui
   if (!m)
     return 0;
   mu = map_unit_get(m, u->number);
-  needs = g_malloc0(bits_words(end - first) * 8);
+  needs = g_try_malloc0(bits_words(end - first) * 8);
+  if (!needs)
+    return fail(ENOMEM, "%s: no memory to discard %" PRIu64 " pages", image->path, end - first);
   ret = find_not_zero(m, u, mu, first, end, needs);
   if (ret)
     return ret;
@@ -158,10 +160,12 @@ static int cut_in_place(struct pcow_mapping *m, struct unit *u, struct map_unit 
     ret = ORDERED("live S.1", uffd_protect(m->uffd, address, (end - first) * PAGE_BYTES));
   if (ret)
     return fail_errno(-ret, "%s: cannot write-protect the mapping", m->image->path);
-  while (ret == 0 && (first = bits_find(mu->writable, first, end, true)) < end) {
+  /* All of it is protected: whatever fails, a store must find that its page is not writable. */
+  while ((first = bits_find(mu->writable, first, end, true)) < end) {
     uint64_t to = bits_find(mu->writable, first, end, false);
 
-    ret = ORDERED("live S.2", area_write_back(m, u, first, to));
+    if (ret == 0)
+      ret = ORDERED("live S.2", area_write_back(m, u, first, to));
     bits_clear(mu->writable, first, to);
     first = to;
   }
@@ -198,10 +202,12 @@ static bool has_lazy(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint
 static int cut_unit(struct pcow_mapping *m, struct unit *u, struct map_unit *mu)
 {
   uint64_t pages = m->unit_pages, first, end = pages;
-  g_autofree uint64_t *stored = g_malloc0(bits_words(pages) * 8);
+  g_autofree uint64_t *stored = g_try_malloc0(bits_words(pages) * 8);
   bool in_place, whole;
   int ret = 0;
 
+  if (!stored)
+    return fail(ENOMEM, "%s: no memory for a snapshot of unit %" PRIu64, m->image->path, u->number);
   /* Dense pages, too, although some have no block. */
   for (uint64_t i = 0; i < bits_words(pages); i++)
     stored[i] = (mu->writable ? mu->writable[i] : 0) | (mu->dense ? mu->dense[i] : 0);
