@@ -143,6 +143,8 @@ int filling_read(struct pcow_mapping *m, struct unit *u, uint64_t unit, uint64_t
   if (at > first)
     push(m, (zero + first) << ENTRY_BITS | (at - first));
   keep_limit(m, unit);
+  if (ret && at > page)         /* the page itself is there; what is missing is not asked for yet */
+    return 0;
   if (ret && ret != -EAGAIN && ret != -ENOSPC && at == first)
     return fail_errno(-ret, "%s: cannot copy a page into the mapping", m->image->path);
   return ret;
