@@ -31,6 +31,7 @@
 #define FACTOR_THIN 8u          /* … and where space is all that is needed */
 #define WAIT_NSEC 20000000      /* between looks at whether the mapping ends */
 #define STACK_BYTES (512u << 10)
+#define READ_PAUSE 1000         /* µs */
 
 /* What has to be done once nothing is locked any more. */
 struct outcome {
@@ -390,7 +391,9 @@ static bool handle(struct pcow_mapping *m, const struct uffd_msg *msg, uint8_t *
   if (msg->event != UFFD_EVENT_PAGEFAULT)
     return true;
   if (address == (uintptr_t)m->stop_page) {
-    uffd_zero(m->uffd, m->stop_page, PAGE_BYTES);
+    /* Whoever ends the mapping waits for the page: without memory for it, it needs no event any more. */
+    if (uffd_zero(m->uffd, m->stop_page, PAGE_BYTES))
+      uffd_unregister(m->uffd, m->stop_page, PAGE_BYTES);
     return false;
   }
   if (address - (uintptr_t)m->base >= m->size)
@@ -413,6 +416,8 @@ static void *handler_main(void *argument)
   for (;;) {
     ssize_t n = read(m->uffd, msgs, sizeof(msgs));
 
+    if (n < 0 && errno != EINTR)
+      g_usleep(READ_PAUSE);     /* does not happen; if it does, the machine must not be taken for it */
     for (ssize_t i = 0; i < n / (ssize_t)sizeof(msgs[0]); i++)
       if (!handle(m, &msgs[i], buffer))
         return NULL;

@@ -81,13 +81,23 @@ static struct pcow_mapping *mapping_new(pcow_image *image, bool writable, const 
   return m;
 }
 
+/* The range as its owner gave it. True: not possible. */
+static bool leave_reservation(struct pcow_mapping *m)
+{
+  return mmap(m->base, m->reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+              0) == MAP_FAILED;
+}
+
 /* The range goes before the descriptor: closing it first would let a blocked store pass. */
 static void mapping_free(struct pcow_mapping *m)
 {
   if (m->base && m->own_address)
     munmap(m->base, m->reserve);
-  else if (m->base)
-    mmap(m->base, m->reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  else if (m->base && leave_reservation(m)) {
+    /* Too many VMAs even for one that replaces many: without them there is room for it. */
+    munmap(m->base, m->reserve);
+    leave_reservation(m);
+  }
   fault_stop(m);
   if (m->uffd >= 0)
     close(m->uffd);

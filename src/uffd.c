@@ -109,12 +109,23 @@ int uffd_copy(int fd, void *address, const void *source, uint64_t length, bool p
   return ret;
 }
 
-void uffd_zero(int fd, void *address, uint64_t length)
+int uffd_zero(int fd, void *address, uint64_t length)
 {
   struct uffdio_zeropage zero = { .range = { (uintptr_t)address, length } };
 
-  while (ioctl(fd, UFFDIO_ZEROPAGE, &zero) && (errno == EAGAIN || errno == EINTR))
+  while (ioctl(fd, UFFDIO_ZEROPAGE, &zero)) {
+    if (errno != EAGAIN && errno != EINTR)
+      return -errno;
     zero.zeropage = 0;
+  }
+  return 0;
+}
+
+void uffd_unregister(int fd, void *address, uint64_t length)
+{
+  struct uffdio_range range = { (uintptr_t)address, length };
+
+  ioctl(fd, UFFDIO_UNREGISTER, &range);
 }
 
 void uffd_wake(int fd, void *address, uint64_t length)

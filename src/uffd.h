@@ -40,7 +40,10 @@ int uffd_protect(int fd, void *address, uint64_t length);
 int uffd_copy(int fd, void *address, const void *source, uint64_t length, bool protect, uint64_t *done);
 
 /* One page of zeros where none is, and wakes. */
-void uffd_zero(int fd, void *address, uint64_t length);
+int uffd_zero(int fd, void *address, uint64_t length);
+
+/* The range raises no more events, and who waits in it tries again. */
+void uffd_unregister(int fd, void *address, uint64_t length);
 
 /* Who waits in the range tries again. */
 void uffd_wake(int fd, void *address, uint64_t length);
