@@ -249,6 +249,7 @@ static void run_mapped(uint32_t thin, pcow_nospace_fn nospace)
   finish();
   atomic_store(&help_stop, true);
   pthread_join(helper, NULL);
+  world_restore_plan();
   inject_arm(true);
   op_done("unmap", pcow_unmap(map), false);
   map = NULL;

@@ -5,6 +5,7 @@
 #include "scenarios.h"
 
 #include <dirent.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -153,6 +154,54 @@ static void run_session(void)
   }
 }
 
+#define FLUSHERS 4u
+#define ROUNDS 6u
+
+/* What begins after fdatasync(2) has failed fails, whoever met the failure; so does who waited for it. */
+static void *flush_main(void *opaque)
+{
+  uint64_t first = (uint64_t)(uintptr_t)opaque * 16;
+  char page[PCOW_PAGE_SIZE];
+
+  for (uint64_t i = 0; i < ROUNDS; i++) {
+    struct value value = { 3000 + first + i, 0 };
+    struct cell *cell = &world->head.cells[first + i];
+    bool late = the_fault_is(CALL_FDATASYNC) && inject_hits();
+    int wrote, flushed;
+
+    test_page_fill(page, value.seed);
+    cell_may(cell, value);
+    wrote = pcow_pwrite(image, page, PAGE, (first + i) * PAGE);
+    flushed = pcow_flush(image);
+    CHECK(!late || (wrote < 0 && flushed < 0), "written (%d) or flushed (%d) after an fdatasync(2) had failed", wrote,
+          flushed);
+    CHECK(flushed == 0 || inject_hits(), "a flush failed without a fault: %s", pcow_errormsg());
+    CHECK(flushed == 0 || strstr(pcow_errormsg(), world->path), "'%s' names no file", pcow_errormsg());
+    if (wrote == 0)
+      cell_has(cell, value);
+    if (wrote == 0 && flushed == 0)
+      cell_settle(cell, value);
+  }
+  return NULL;
+}
+
+static void run_flushers(void)
+{
+  pthread_t threads[FLUSHERS];
+
+  if (do_open(PCOW_OPEN_RDWR))
+    return;
+  for (unsigned i = 0; i < FLUSHERS; i++)
+    CHECK(!pthread_create(&threads[i], NULL, flush_main, (void *)(uintptr_t)i), "no thread");
+  inject_arm(true);
+  for (unsigned i = 0; i < FLUSHERS; i++)
+    pthread_join(threads[i], NULL);
+  inject_arm(false);
+  world->gate = the_fault_is(CALL_FDATASYNC) && inject_hits();
+  do_flush();
+  do_close();
+}
+
 static void run_snapshots(void)
 {
   if (do_open(PCOW_OPEN_RDWR))
@@ -221,6 +270,7 @@ const struct scenario scenarios[] = {
   { .name = "create", .prepare = prepare_create, .run = run_create },
   { .name = "replace", .prepare = prepare_overlay, .run = run_replace },
   { .name = "session", .prepare = prepare_overlay, .run = run_session },
+  { .name = "flushers", .prepare = prepare_overlay, .run = run_flushers },
   { .name = "snapshots", .prepare = prepare_overlay, .run = run_snapshots },
   { .name = "resize", .prepare = prepare_overlay, .run = run_resize },
   { .name = "rebase", .prepare = prepare_rebase, .run = run_rebase },

@@ -201,7 +201,7 @@ int main(int argc, char **argv)
   test_force_pmem(argv);
   test_dir(argc, argv);
   rng.state = test_seed(argc, argv);
-  most = test_option(argc, argv, "--most", 6);
+  most = test_option(argc, argv, "--most", 3);
   world = mmap(NULL, sizeof *world, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   CHECK(world != MAP_FAILED, "no memory");
   inject_init(&world->counts);

@@ -156,6 +156,9 @@ void world_use_plan(const struct plan *plan)
   inject_plan(plan);
 }
 
+bool the_fault_is(enum call call) { return the_plan->nth && the_plan->call == call; }
+void world_restore_plan(void) { inject_plan(the_plan); }
+
 static unsigned syncs_before, hits_before;
 
 static void run_begin(void)

@@ -76,6 +76,9 @@ int do_commit(void);
 void do_read(uint64_t page, uint64_t count);
 
 void world_use_plan(const struct plan *plan);
+bool the_fault_is(enum call call);
+/* After inject_plan() with another one. */
+void world_restore_plan(void);
 
 /* An operation returned RESULT: checks its sentence. PROMISES: success means that all is durable. */
 int op_done(const char *what, int result, bool promises);
