@@ -88,7 +88,9 @@ static int raw_zero(const struct target *t, uint64_t offset, uint64_t length)
     return 0;
   if (errno != EOPNOTSUPP)
     return fail_errno(errno, "%s: cannot punch a hole at byte %" PRIu64, t->path, offset);
-  zeros = g_malloc0(CHUNK_BYTES);
+  zeros = g_try_malloc0(CHUNK_BYTES);
+  if (!zeros)
+    return fail(ENOMEM, "%s: no memory for zeros", t->path);
   for (uint64_t n; r == 0 && length; offset += n, length -= n) {
     n = MIN(length, CHUNK_BYTES);
     r = raw_write(t, zeros, n, offset);
@@ -229,10 +231,12 @@ static int copy_piece(pcow_image *image, const struct target *t, uint64_t start,
 static int copy_all(pcow_image *image, const struct target *t, pcow_progress_fn progress, void *opaque)
 {
   g_autoptr(GArray) runs = g_array_new(FALSE, FALSE, sizeof(struct run));
-  g_autofree unsigned char *buffer = g_malloc(2 * CHUNK_BYTES);
+  g_autofree unsigned char *buffer = g_try_malloc(2 * CHUNK_BYTES);
   uint64_t size = image->store->sb.virtual_size;
   int r = 0;
 
+  if (!buffer)
+    return fail(ENOMEM, "%s: no memory to copy pages", image->path);
   for (uint64_t start = 0, end; r == 0 && start < size; start = end) {
     end = MIN(size, start + PIECE_BYTES);
     if (progress && progress(opaque, start, size))

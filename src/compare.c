@@ -5,6 +5,7 @@
 #include "compare.h"
 
 #include "bits.h"
+#include "error.h"
 
 #include <string.h>
 
@@ -48,14 +49,16 @@ static int compare_bytes(const GArray *a, const GArray *b, uint64_t page, uint64
   return 0;
 }
 
-int compare_pages(const GArray *a, const GArray *b, uint64_t first, uint64_t end, const uint64_t *skip,
-                 uint64_t *different)
+int compare_pages(const char *path, const GArray *a, const GArray *b, uint64_t first, uint64_t end,
+                  const uint64_t *skip, uint64_t *different)
 {
-  g_autofree unsigned char *buffer = g_malloc(2 * CHUNK_PAGES * PAGE_BYTES);
+  g_autofree unsigned char *buffer = g_try_malloc(2 * CHUNK_PAGES * PAGE_BYTES);
   uint64_t page = first;
 
   if (first >= end)
     return 0;
+  if (!buffer)
+    return fail(ENOMEM, "%s: no memory to compare pages", path);
   for (unsigned i = view_find(a, first), j = view_find(b, first); page < end;) {
     const struct run *x = &g_array_index(a, struct run, i);
     const struct run *y = &g_array_index(b, struct run, j);

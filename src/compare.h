@@ -10,9 +10,9 @@
 
 /* Sets in DIFFERENT (of bits page - FIRST, zeroed by the caller) the pages of [first, end) whose bytes
  * differ between A and B, which both cover that range. Pages in SKIP (same numbering, may be NULL)
- * are left alone. */
-int compare_pages(const GArray *a, const GArray *b, uint64_t first, uint64_t end, const uint64_t *skip,
-                 uint64_t *different);
+ * are left alone. PATH is for messages. */
+int compare_pages(const char *path, const GArray *a, const GArray *b, uint64_t first, uint64_t end,
+                  const uint64_t *skip, uint64_t *different);
 
 /* True when a page's bytes are all zero. */
 bool page_is_zero(const void *page);

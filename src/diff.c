@@ -175,7 +175,7 @@ static int diff_unit(struct diff *d, uint64_t start, uint64_t end, GArray *from,
   if (r == 0)
     r = side_resolve(&d->to, first, last, to);
   if (r == 0)
-    r = compare_pages(from, to, first, last, NULL, different);
+    r = compare_pages(d->from.layer->path, from, to, first, last, NULL, different);
   return r ? r : emit_pages(d, first, last - first, different, to);
 }
 

@@ -364,7 +364,6 @@ static void hand_over(struct pcow_mapping *m, const struct fault *f)
 static void *worker_main(void *argument)
 {
   struct pcow_mapping *m = argument;
-  g_autofree uint8_t *buffer = g_malloc(FILL_BUFFER);
   struct fault *f;
 
   for (;;) {
@@ -376,7 +375,7 @@ static void *worker_main(void *argument)
     if (!f)
       return NULL;
     merge_relieve(m);
-    serve(m, f, buffer, true);
+    serve(m, f, m->buffers + FILL_BUFFER, true);
     g_free(f);
   }
 }
@@ -409,7 +408,6 @@ static bool handle(struct pcow_mapping *m, const struct uffd_msg *msg, uint8_t *
 static void *handler_main(void *argument)
 {
   struct pcow_mapping *m = argument;
-  g_autofree uint8_t *buffer = g_malloc(FILL_BUFFER);
   struct uffd_msg msgs[EVENTS_AT_ONCE];
 
   /* A blocking read wakes faster than poll or a spinning thread. */
@@ -419,7 +417,7 @@ static void *handler_main(void *argument)
     if (n < 0 && errno != EINTR)
       g_usleep(READ_PAUSE);     /* does not happen; if it does, the machine must not be taken for it */
     for (ssize_t i = 0; i < n / (ssize_t)sizeof(msgs[0]); i++)
-      if (!handle(m, &msgs[i], buffer))
+      if (!handle(m, &msgs[i], m->buffers))
         return NULL;
   }
 }
@@ -450,6 +448,9 @@ int fault_start(struct pcow_mapping *m)
 
   if (m->uffd < 0)
     return 0;
+  m->buffers = g_try_malloc(2 * FILL_BUFFER);
+  if (!m->buffers)
+    return fail(ENOMEM, "%s: no memory for the buffers of a mapping", m->image->path);
   m->stop_page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (m->stop_page == MAP_FAILED) {
     m->stop_page = NULL;
@@ -491,4 +492,5 @@ void fault_stop(struct pcow_mapping *m)
   if (m->stop_page)
     munmap(m->stop_page, PAGE_BYTES);
   m->stop_page = NULL;
+  g_clear_pointer(&m->buffers, g_free);
 }

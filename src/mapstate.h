@@ -92,6 +92,7 @@ struct pcow_mapping {
   bool threads;
   atomic_bool stopping;
   pthread_t handler, worker;
+  uint8_t *buffers;             /* FILL_BUFFER bytes for each of the two */
   uint8_t *stop_page;           /* an access to it ends the handler */
 
   GMutex lock;                  /* all below */

@@ -82,11 +82,14 @@ static GArray *base_runs(struct layer *base, uint64_t first, uint64_t end, int *
 
 /* Writes pages [first, end) of the unit, as RUNS show them, to the data area at DATA. Zeros become
  * holes; with CLEAN they are holes already. Owed: a fence. */
-static int copy_pages(struct persist *p, uint64_t data, uint64_t unit_page, uint64_t first,
-                      uint64_t end, const GArray *runs, bool clean)
+static int copy_pages(struct store *s, uint64_t data, uint64_t unit_page, uint64_t first, uint64_t end,
+                      const GArray *runs, bool clean)
 {
-  g_autofree unsigned char *buffer = g_malloc(CHUNK_PAGES * PAGE_BYTES);
+  struct persist *p = s->p;
+  g_autofree unsigned char *buffer = g_try_malloc(CHUNK_PAGES * PAGE_BYTES);
 
+  if (!buffer)
+    return fail(ENOMEM, "%s: no memory to copy pages", s->path);
   for (uint64_t n; first < end; first += n) {
     int r;
 
@@ -142,7 +145,7 @@ static int add_to_slot(struct rebase *r, uint64_t unit, const GArray *chain, con
     end = bits_find(wanted, first, pages, false);
     ret = slots_reserve_present(slots, index, first, end);
     if (ret == 0)
-      ret = copy_pages(r->s->p, geometry_data(&r->s->geo, index), unit * r->s->geo.unit_pages, first, end,
+      ret = copy_pages(r->s, geometry_data(&r->s->geo, index), unit * r->s->geo.unit_pages, first, end,
                        runs, !slot);
   }
   if (ret == 0)
@@ -210,7 +213,7 @@ static int rebase_unit(struct rebase *r, uint64_t unit, uint64_t pages)
   if (slot)
     ret = slotwalk_bitmap(s->fd, s->path, &s->geo, slot->index, 0, s->geo.unit_pages, present);
   if (ret == 0)
-    ret = compare_pages(old_runs, new_runs, first, first + pages, present, wanted);
+    ret = compare_pages(s->path, old_runs, new_runs, first, first + pages, present, wanted);
   if (ret < 0 || bits_find(wanted, 0, pages, true) == pages)
     return ret;
   return r->root == s->sb.head_epoch ? add_to_head(r, unit, wanted, pages)
