@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What is explored. Each scenario gets an empty laboratory and a seed's random numbers; the same seed gives
+ * the same operations.
+ */
+#ifndef CRASH_SCENARIOS_H
+#define CRASH_SCENARIOS_H
+
+#include "subject.h"
+#include "verify.h"
+
+struct scenario {
+  const char *name;
+  const char *about;
+  void (*run)(struct lab *lab);
+  bool mapped;                  /* needs store-durable maps: PMEM mode only */
+};
+
+/* Each ends with an entry without a name. */
+extern const struct scenario scenarios_pages[];
+extern const struct scenario scenarios_tree[];
+extern const struct scenario scenarios_base[];
+extern const struct scenario scenarios_map[];
+extern const struct scenario scenarios_review[];
+
+/* An image of SIZE bytes under watched media, open; what COUNT writes put into it is durable. */
+struct subject *scenario_image(struct lab *lab, uint64_t size, unsigned count);
+/* A base of SIZE bytes with COUNT pages, not watched yet, and what it shows; "base" or what NAME says. */
+struct face *scenario_base(struct lab *lab, const char *name, uint64_t size, unsigned count);
+/* The same, a raw file. */
+struct face *scenario_raw_base(struct lab *lab, const char *name, uint64_t size, unsigned count);
+/* The end: closes, and verifies the files as they are. */
+void scenario_end(struct lab *lab);
+
+#endif
