@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +21,7 @@
 #define RUN_SECONDS 240         /* for one run: more is a hang */
 
 static const struct scenario *const all[] = {
-  scenarios_pages, scenarios_tree,
+  scenarios_pages, scenarios_tree, scenarios_base, scenarios_order,
 };
 
 static const char help[] =
@@ -156,6 +157,9 @@ int main(int argc, char **argv)
   counters = mmap(NULL, sizeof *counters, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   CHECK(counters != MAP_FAILED, "no memory");
 
+  /* A megabyte that is read into and freed again and again is not to go back to the kernel each time. */
+  mallopt(M_MMAP_THRESHOLD, 8 << 20);
+  mallopt(M_TRIM_THRESHOLD, 64 << 20);
   skip_mapped(names);
   do {
     before = counters->runs;

@@ -239,10 +239,13 @@ static int visit(void *opaque, const struct media_state *state)
   for (unsigned i = 0; i < lab->subjects->len; i++) {
     struct subject *s = g_ptr_array_index(lab->subjects, i);
 
-    if (!s->retired)
-      subject_in(s, inner);
+    if (s->retired)
+      continue;
+    /* What the media do not know was changed by the verification of the last state. */
+    if (!s->watched)
+      lab_static(lab, s->name);
+    subject_in(s, inner)->watched = false;
   }
-  inner->torn = lab->within;
   if (watched) {
     lab_watch(inner);
     copy_missing(inner->dir, inner->states);
@@ -340,7 +343,6 @@ struct lab *lab_killed(struct lab *lab, const char *name)
   if (lab->place)
     lab->place(lab, killed->dir, &killed->rng);
   copy_missing(killed->dir, killed->states);
-  killed->torn = lab->within;
   for (unsigned i = 0; i < lab->subjects->len; i++) {
     struct subject *s = g_ptr_array_index(lab->subjects, i);
 

@@ -43,7 +43,6 @@ struct lab {
   unsigned limit;
   bool quiet;                   /* cuts are not explored now */
   bool within;                  /* this is a cut, within an operation; else it is acknowledged */
-  bool torn;                    /* so was where this came from: a copy of the superblock may be torn */
   bool threads;                 /* others store meanwhile: only cuts are explored */
   GMutex lock;                  /* expectations, against threads that store */
   GPtrArray *subjects;          /* struct subject; owned */

@@ -231,9 +231,10 @@ static void zeros(struct lab *lab)
 /* Units so far apart that their words lie in pages of the map that were never stored to. */
 static void map_growth(struct lab *lab)
 {
-  struct subject *s = scenario_image(lab, 1030 * UNIT, 1);
-  static const uint64_t far[] = { 3, 511, 512, 1029 };
+  struct subject *s = scenario_image(lab, 515 * UNIT, 1);
+  static const uint64_t far[] = { 3, 510, 512, 514 };
 
+  lab->limit = MAX(lab->limit / 3, 3);  /* larger than the others */
   for (unsigned i = 0; i < 3; i++) {
     subject_write(s, far[rng_below(&lab->rng, 4)] * UNIT + rng_below(&lab->rng, 16) * PAGE, PAGE);
     subject_flush(s);

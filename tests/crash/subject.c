@@ -56,6 +56,8 @@ struct subject *subject_in(struct subject *s, struct lab *below)
 {
   struct subject *copy = make(below, s->name);
 
+  copy->watched = s->watched;
+  copy->torn = s->lab->within || (s->torn && !s->watched);
   copy->given = s->given ? s->given : s->expect;
   copy->version = s->version;
   copy->is_base = s->is_base;
@@ -108,6 +110,7 @@ void subject_open(struct subject *s)
 
   begin(s, "open %s", s->name);
   how.flags = PCOW_OPEN_RDWR;
+  s->watched = true;
   succeed(s, pcow_open(s->path, &how, &s->image));
   if (s->expect)
     lab_acknowledged(s->lab);

@@ -24,8 +24,10 @@ struct subject {
   uint64_t *own;                /* pages that the image ever had of its own: bits */
   uint64_t hints[HINTS_MOST];   /* pages that were not durable at the cut */
   unsigned hint_count;
+  bool watched;                 /* the laboratory's media know the file: it was opened */
   bool is_base;                 /* of another subject: written last */
   bool retired;                 /* no longer what it was: not looked at any more */
+  bool torn;                    /* it comes from a cut within an operation: so may be a superblock copy */
   bool damaged;                 /* one copy of the superblock was damaged on purpose */
   char racing[24];              /* snapshot that is being taken while threads store, or "" */
 };

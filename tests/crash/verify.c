@@ -51,7 +51,7 @@ void verify_check(struct subject *s)
 
 struct reading {
   pcow_image *image;
-  unsigned char *bytes;
+  struct shown *shown;
   int ret;
 };
 
@@ -59,40 +59,50 @@ static int read_extent(void *opaque, const struct pcow_extent *e)
 {
   struct reading *r = opaque;
 
-  if (e->type == PCOW_EXTENT_DATA)
-    r->ret = pcow_pread(r->image, r->bytes + e->offset, e->length, e->offset);
+  if (e->type != PCOW_EXTENT_DATA)
+    return 0;
+  for (uint64_t page = e->offset / PAGE; page * PAGE < e->offset + e->length; page++)
+    r->shown->data[page] = true;
+  r->ret = pcow_pread(r->image, r->shown->bytes + e->offset, e->length, e->offset);
   return r->ret;
 }
 
-/* What the open image shows; freed with g_free(). */
-static unsigned char *read_all(struct lab *lab, pcow_image *image, const char *what, uint64_t *size)
+/* What the open image shows. */
+static struct shown read_all(struct lab *lab, pcow_image *image, const char *what)
 {
   struct pcow_info info = PCOW_INIT(info);
-  struct reading r = { .image = image };
+  struct shown shown = { 0 };
   int ret = pcow_get_info(image, &info);
 
   if (ret < 0)
     lab_fail(lab, "%s: information gave %d: %s", what, ret, pcow_errormsg());
-  *size = info.virtual_size;
-  if (info.virtual_size > READ_WHOLE) {
-    r.bytes = g_malloc0(info.virtual_size);
-    ret = pcow_extents(image, 0, info.virtual_size, PCOW_EXTENTS_MERGE, read_extent, &r);
+  shown.size = info.virtual_size;
+  if (shown.size > READ_WHOLE) {
+    struct reading r = { .image = image, .shown = &shown };
+
+    shown.bytes = g_malloc0(shown.size);
+    shown.data = g_new0(bool, shown.size / PAGE);
+    ret = pcow_extents(image, 0, shown.size, PCOW_EXTENTS_MERGE, read_extent, &r);
   } else {
-    r.bytes = g_malloc(info.virtual_size);
-    ret = pcow_pread(image, r.bytes, info.virtual_size, 0);
+    shown.bytes = g_malloc(shown.size);
+    ret = pcow_pread(image, shown.bytes, shown.size, 0);
   }
   if (ret < 0)
     lab_fail(lab, "%s: reading gave %d: %s", what, ret, pcow_errormsg());
-  return r.bytes;
+  return shown;
+}
+
+static void shown_clear(struct shown *shown)
+{
+  g_free(shown->bytes);
+  g_free(shown->data);
 }
 
 /* What an image shows: its head and snapshots. */
 struct seen {
-  uint64_t size;
-  unsigned char *head;
+  struct shown head;
   GPtrArray *names;
-  uint64_t sizes[16];
-  unsigned char *snapshots[16];
+  struct shown snapshots[16];
 };
 
 static int note_name(void *opaque, const struct pcow_snapshot_info *info)
@@ -105,7 +115,7 @@ static void see(struct subject *s, struct seen *seen)
 {
   int ret;
 
-  seen->head = read_all(s->lab, s->image, s->name, &seen->size);
+  seen->head = read_all(s->lab, s->image, s->name);
   seen->names = g_ptr_array_new_with_free_func(g_free);
   ret = pcow_snapshot_list(s->image, note_name, seen->names);
   if (ret < 0)
@@ -119,7 +129,7 @@ static void see(struct subject *s, struct seen *seen)
     ret = pcow_open(s->path, &how, &image);
     if (ret < 0)
       lab_fail(s->lab, "%s: opening snapshot '%s' gave %d: %s", s->name, how.snapshot, ret, pcow_errormsg());
-    seen->snapshots[i] = read_all(s->lab, image, how.snapshot, &seen->sizes[i]);
+    seen->snapshots[i] = read_all(s->lab, image, how.snapshot);
     pcow_close(image);
   }
 }
@@ -127,23 +137,23 @@ static void see(struct subject *s, struct seen *seen)
 static void unsee(struct seen *seen)
 {
   for (unsigned i = 0; i < seen->names->len; i++)
-    g_free(seen->snapshots[i]);
+    shown_clear(&seen->snapshots[i]);
   g_ptr_array_unref(seen->names);
-  g_free(seen->head);
+  shown_clear(&seen->head);
 }
 
 /* ---- Comparing ---- */
 
-static bool is_face(const struct face *v, const unsigned char *bytes, uint64_t size, const char *what,
-                    GString *why)
+static bool is_face(const struct face *v, const struct shown *shown, const char *what, GString *why)
 {
-  if (size == v->size) {
-    if (face_allows(v, bytes, NULL))
+  if (shown->size == v->size) {
+    if (face_allows(v, shown, NULL))
       return true;
     g_string_append_printf(why, "%s: ", what);
-    return face_allows(v, bytes, why);
+    return face_allows(v, shown, why);
   }
-  g_string_append_printf(why, "%s has 0x%" PRIx64 " bytes instead of 0x%" PRIx64, what, size, v->size);
+  g_string_append_printf(why, "%s has 0x%" PRIx64 " bytes instead of 0x%" PRIx64, what, shown->size,
+                         v->size);
   return false;
 }
 
@@ -161,10 +171,10 @@ static bool is_world(const struct world *w, const struct seen *seen, GString *wh
       g_string_append_printf(why, "there is a snapshot '%s'", name);
       return false;
     }
-    if (!is_face(s->face, seen->snapshots[i], seen->sizes[i], name, why))
+    if (!is_face(s->face, &seen->snapshots[i], name, why))
       return false;
   }
-  return is_face(w->head, seen->head, seen->size, "the head", why);
+  return is_face(w->head, &seen->head, "the head", why);
 }
 
 void verify_choose(struct subject *s)
@@ -184,9 +194,9 @@ void verify_choose(struct subject *s)
   }
   if (!found)
     lab_fail(s->lab, "%s: is none of %u worlds: %s", s->name, e->count, why->str);
-  face_adopt(found->head, seen.head);
+  face_adopt(found->head, &seen.head);
   for (unsigned i = 0; i < seen.names->len; i++)
-    face_adopt(world_find(found, g_ptr_array_index(seen.names, i))->face, seen.snapshots[i]);
+    face_adopt(world_find(found, g_ptr_array_index(seen.names, i))->face, &seen.snapshots[i]);
   unsee(&seen);
   g_mutex_lock(&s->lab->lock);
   s->given = NULL;
@@ -219,12 +229,11 @@ void verify_now(struct subject *s)
 void verify_handle(struct lab *lab, pcow_image *image, const struct face *v, const char *what)
 {
   g_autoptr(GString) why = g_string_new(NULL);
-  g_autofree unsigned char *bytes = NULL;
-  uint64_t size;
+  struct shown shown = read_all(lab, image, what);
 
-  bytes = read_all(lab, image, what, &size);
-  if (!is_face(v, bytes, size, what, why))
+  if (!is_face(v, &shown, what, why))
     lab_fail(lab, "an open handle reads wrong: %s", why->str);
+  shown_clear(&shown);
 }
 
 static void compare_reader(struct subject *s)
@@ -408,7 +417,7 @@ static void go_on(struct subject *s, struct rng *rng)
 /* The image as a user meets it: checked, opened, compared, changed, closed, checked. */
 static void verify_subject(struct subject *s, struct rng *rng)
 {
-  check(s, s->damaged || s->lab->torn);
+  check(s, s->damaged || s->torn);
   if (rng_chance(rng, 15))
     look_unrecovered(s);
   subject_open(s);

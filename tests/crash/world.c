@@ -295,12 +295,19 @@ void face_settle(struct face *v, bool words)
     cell_settle(&v->cells[i], words);
 }
 
-void face_adopt(struct face *v, const unsigned char *bytes)
+static const unsigned char *shown_page(const struct shown *shown, uint64_t page)
+{
+  return shown->data && !shown->data[page] ? zero_page.bytes : shown->bytes + page * PAGE;
+}
+
+void face_adopt(struct face *v, const struct shown *shown)
 {
   for (uint64_t i = 0; i < pages_of(v->size); i++) {
+    const unsigned char *found = shown_page(shown, i);
+
     cell_forget(&v->cells[i]);
-    if (memcmp(v->cells[i].durable->bytes, bytes + i * PAGE, PAGE) != 0)
-      page_set(&v->cells[i].durable, bytes + i * PAGE);
+    if (v->cells[i].durable->bytes != found && memcmp(v->cells[i].durable->bytes, found, PAGE) != 0)
+      page_set(&v->cells[i].durable, found);
   }
 }
 
@@ -346,13 +353,13 @@ static void explain(const struct cell *c, uint64_t offset, uint64_t value, GStri
   }
 }
 
-bool face_allows(const struct face *v, const unsigned char *bytes, GString *why)
+bool face_allows(const struct face *v, const struct shown *shown, GString *why)
 {
   for (uint64_t i = 0; i < pages_of(v->size); i++) {
     const struct cell *c = &v->cells[i];
-    const unsigned char *found = bytes + i * PAGE;
+    const unsigned char *found = shown_page(shown, i);
 
-    if (memcmp(c->durable->bytes, found, PAGE) == 0)
+    if (c->durable->bytes == found || memcmp(c->durable->bytes, found, PAGE) == 0)
       continue;
     for (uint32_t w = 0; w < WORDS; w++)
       if (!word_allowed(c, w, word_get(found, w))) {

@@ -46,6 +46,13 @@ struct face {
   struct cell *cells;
 };
 
+/* What was read of an image. */
+struct shown {
+  uint64_t size;
+  unsigned char *bytes;
+  bool *data;                   /* which pages were read, the others being zeros; NULL: all */
+};
+
 struct face *face_new(uint64_t size);   /* zeros */
 struct face *face_copy(const struct face *v);
 /* As it is seen now, all of it durable; stores that are being made stay open. */
@@ -63,13 +70,14 @@ void face_stored(struct face *v, uint64_t offset, uint64_t value);
 void face_persisted(struct face *v, uint64_t offset, uint64_t length);
 /* Everything is; words that were stored through a mapping only with WORDS. */
 void face_settle(struct face *v, bool words);
-/* BYTES is what the image turned out to hold, durably. */
-void face_adopt(struct face *v, const unsigned char *bytes);
+/* SHOWN is what the image turned out to hold, durably. */
+void face_adopt(struct face *v, const struct shown *shown);
 /* As it is seen now. */
 void face_read(const struct face *v, uint64_t offset, void *buffer, uint64_t length);
 
-/* Is each word of BYTES one that may be there? If not and WHY is not NULL, it gets a sentence. */
-bool face_allows(const struct face *v, const unsigned char *bytes, GString *why);
+/* Is each word of SHOWN, which has the same size, one that may be there? If not and WHY is not NULL, it gets
+ * a sentence. */
+bool face_allows(const struct face *v, const struct shown *shown, GString *why);
 /* A page with something that is not durable, at random, or any page. */
 uint64_t face_open_page(const struct face *v, struct rng *rng);
 
