@@ -76,11 +76,14 @@ pcow_image *soak_open(const char *path, uint32_t flags, const char *snapshot)
 
 void base_options(const struct base *b, const char **path, uint32_t *format, const char **snapshot)
 {
-  *format = b->kind == BASE_NO ? PCOW_FORMAT_NONE : b->kind == BASE_RAWFILE ? PCOW_FORMAT_RAW : PCOW_FORMAT_PCOW;
+  *format = b->kind == BASE_NO        ? PCOW_FORMAT_NONE
+            : b->kind == BASE_RAWFILE ? PCOW_FORMAT_RAW
+                                      : PCOW_FORMAT_PCOW;
   *snapshot = b->kind == BASE_COMMON ? "gold" : b->kind == BASE_SNAP ? snap_name(b->id) : NULL;
-  *path = b->kind == BASE_NO       ? NULL
-          : b->kind == BASE_COMMON ? "common.pcow"
-          : b->kind == BASE_RAWFILE ? "common.raw" : image_name(b->image);
+  *path = b->kind == BASE_NO        ? NULL
+          : b->kind == BASE_COMMON  ? "common.pcow"
+          : b->kind == BASE_RAWFILE ? "common.raw"
+                                    : image_name(b->image);
 }
 
 /* ---- One image ---- */
@@ -124,7 +127,8 @@ static int list_one(void *opaque, const struct pcow_snapshot_info *info)
   struct names *n = opaque;
 
   CHECK(n->count <= SNAPS, "more snapshots than were made");
-  CHECK(sscanf(info->name, "snapshot %u", &n->id[n->count]) == 1, "a snapshot '%s', which nobody made", info->name);
+  CHECK(sscanf(info->name, "snapshot %u", &n->id[n->count]) == 1,
+        "a snapshot '%s', which nobody made", info->name);
   n->size[n->count++] = info->virtual_size;
   return 0;
 }
@@ -179,7 +183,8 @@ static void names_verify(unsigned index, const struct names *names)
     if (!i->snap[s].id)
       continue;
     expected++;
-    CHECK(listed(names, i->snap[s].id), "image %u: snapshot %u was acknowledged and is not there", index, i->snap[s].id);
+    CHECK(listed(names, i->snap[s].id), "image %u: snapshot %u was acknowledged and is not there", index,
+          i->snap[s].id);
   }
   CHECK(names->count == expected, "image %u has %u snapshots, should have %u", index, names->count, expected);
 }
@@ -200,7 +205,7 @@ void snap_verify(unsigned index, unsigned slot)
 /* What was torn is written again, as whoever was told nothing would do. */
 static void write_again(pcow_image *image, const struct op *op)
 {
-  unsigned char page[PCOW_PAGE_SIZE] __attribute__((aligned(8)));
+  page_buffer page;
   uint64_t words[BLOCK_WORDS];
 
   for (uint64_t b = op->first; b < op->end; b++) {
@@ -260,7 +265,8 @@ static void recover_image(unsigned index)
   check_file(index);
   image = soak_open(image_path(index), PCOW_OPEN_RDWR, NULL);
   OK(pcow_snapshot_list(image, list_one, &names));
-  if (atomic_load(&op->phase) == INTENT && op->image == index && op->kind > OP_CLOSE && op->kind != OP_COMMIT) {
+  if (atomic_load(&op->phase) == INTENT && op->image == index && op->kind > OP_CLOSE &&
+      op->kind != OP_COMMIT) {
     if (took_place(image, op, &names)) {
       if (op->kind == OP_SNAPSHOT && op->lane_from)
         op->lane_limit = atomic_load(&me->lane_begun);
@@ -315,7 +321,7 @@ static void target_verify(const struct op *op)
   struct image *below = &me->image[op->other], *above = &me->image[op->image];
   pcow_image *image = soak_open(image_path(op->other), 0, NULL);
   struct pcow_info info = PCOW_INIT(info);
-  unsigned char old[PCOW_PAGE_SIZE] __attribute__((aligned(8))), new[PCOW_PAGE_SIZE] __attribute__((aligned(8)));
+  page_buffer old, new;
   unsigned char *bytes;
 
   OK(pcow_get_info(image, &info));
@@ -327,8 +333,8 @@ static void target_verify(const struct op *op)
     page_make(new, p < above->head.size / PAGE ? &above->head : &below->head, p);
     for (unsigned w = 0; w < PAGE; w += 8)
       CHECK(memcmp(bytes + p * PAGE + w, old + w, 8) == 0 || memcmp(bytes + p * PAGE + w, new + w, 8) == 0,
-            "image %u, into which image %u was being committed: page %" PRIu64 " is neither old nor new at byte %u",
-            op->other, op->image, p, w);
+            "image %u, into which image %u was being committed: page %" PRIu64 " is neither old nor new at "
+            "byte %u", op->other, op->image, p, w);
   }
   OK(pcow_close(image));
   free(bytes);

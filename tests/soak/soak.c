@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The soak's supervisor: starts workers, kills them with SIGKILL at random moments - from a start on, at work,
- * or some microseconds after an operation of a certain kind began -, starts them again, and fills the file
- * system now and then. Each start of a worker verifies everything that was acknowledged before.
+ * The soak's supervisor: starts workers, kills them with SIGKILL at random moments - from a start on, at
+ * work, or some microseconds after an operation of a certain kind began -, starts them again, and fills the
+ * file system now and then. Each start of a worker verifies everything that was acknowledged before.
  *
  *     soak [--seconds N] [--kills N] [--workers N] [--mode all|no-map] [--fill] [--seed N] [--dir DIR]
  *
@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #define STUCK_MS 30000
+#define IDLE_MS 500 /* who has done nothing for so long is not killed: that would hide that it is stuck */
 #define COMMON_PAGES 400u
 #define RAW_PAGES 300u
 
@@ -35,7 +36,7 @@ struct plan {
   enum moment moment;
   uint64_t started, due; /* milliseconds; due 0: once it has recovered */
   uint32_t after;
-  uint64_t progress, progress_at;
+  uint64_t progress, seen, idle; /* idle: milliseconds without progress while there was space */
 };
 
 static struct plan plans[WORKERS_MAX];
@@ -83,7 +84,8 @@ static void report_stuck(unsigned w)
   print_file("/proc/%ld/stack%s", pid, "");
   snprintf(command, sizeof command,
            "if command -v gdb >/dev/null; then gdb -batch -p %ld -ex 'thread apply all bt' 2>&1; else "
-           "for t in /proc/%ld/task/*; do cat $t/comm $t/wchan $t/stack; echo; done; fi >&2", (long)pid, (long)pid);
+           "for t in /proc/%ld/task/*; do cat $t/comm $t/wchan $t/stack; echo; done; fi >&2",
+           (long)pid, (long)pid);
   if (system(command) != 0)
     fprintf(stderr, "no stacks\n");
 }
@@ -101,7 +103,7 @@ static void common_view(struct view *v, unsigned pages, unsigned step, uint32_t 
 static void set_up(void)
 {
   const char *path = test_path("common.pcow"), *raw = test_path("common.raw");
-  unsigned char page[PCOW_PAGE_SIZE] __attribute__((aligned(8)));
+  page_buffer page;
   pcow_image *image;
   int fd = (int)SYS(open(raw, O_RDWR | O_CREAT | O_EXCL, 0600));
 
@@ -194,7 +196,8 @@ static void plan_kill(unsigned w)
   struct plan *p = &plans[w];
   unsigned what = (unsigned)rng_below(&rng, 100);
 
-  p->started = p->progress_at = now_ms();
+  p->started = p->seen = now_ms();
+  p->idle = 0;
   p->moment = what < 15 ? AT_START : what < 45 ? AT_WORK : AT_OP;
   p->after = (uint32_t)rng_below(&rng, rng_chance(&rng, 8) ? 2000 : 100);
   p->due = p->moment == AT_START ? p->started + p->after : 0;
@@ -237,7 +240,8 @@ static bool reap(bool again)
 
   if (pid <= 0)
     return false;
-  CHECK(pid != filler || atomic_load(&shared->stop), "the process that fills the file system ended with status 0x%x", status);
+  CHECK(pid != filler || atomic_load(&shared->stop),
+        "the process that fills the file system ended with status 0x%x", status);
   if (w == WORKERS_MAX)
     return true;
   pids[w] = 0;
@@ -247,7 +251,8 @@ static bool reap(bool again)
     if (atomic_load(&k->op.phase) == INTENT)
       atomic_fetch_add(&k->killed[k->op.kind], 1);
   } else {
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0 && !again, "worker %u ended with status 0x%x", w, status);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0 && !again,
+          "worker %u ended with status 0x%x", w, status);
   }
   atomic_fetch_add(&k->incarnation, 1);
   if (again)
@@ -263,16 +268,19 @@ static void tend(unsigned w, bool killing)
 
   if (!pids[w])
     return;
-  if (progress != p->progress || atomic_load(&shared->full)) {
-    p->progress = progress;
-    p->progress_at = now;
-  } else if (now - p->progress_at > STUCK_MS) {
+  if (progress != p->progress)
+    p->idle = 0;
+  else if (!atomic_load(&shared->full))
+    p->idle += now - p->seen < IDLE_MS ? now - p->seen : 0; /* else this process was not running itself */
+  p->progress = progress;
+  p->seen = now;
+  if (p->idle > STUCK_MS) {
     report_stuck(w);
     FAIL("worker %u is stuck", w);
   }
   if (!p->due && atomic_load(&k->recovered))
     p->due = now + p->after;
-  if (killing && p->due && now >= p->due) {
+  if (killing && p->due && now >= p->due && p->idle < IDLE_MS) {
     SYS(kill(pids[w], SIGKILL));
     p->due = UINT64_MAX;
   }
@@ -325,8 +333,9 @@ static void verify_all(void)
         if (!me->image[i].exists)
           continue;
         OK(pcow_check(image_path(i), PCOW_CHECK_REPAIR_LEAKS, &result, NULL, NULL, NULL));
-        CHECK(!result.corruptions && result.repaired == result.leaks, "image %u: %" PRIu64 " corruptions, %" PRIu64
-              " of %" PRIu64 " leaks repaired", i, result.corruptions, result.repaired, result.leaks);
+        CHECK(!result.corruptions && result.repaired == result.leaks,
+              "image %u: %" PRIu64 " corruptions, %" PRIu64 " of %" PRIu64 " leaks repaired", i,
+              result.corruptions, result.repaired, result.leaks);
         test_check_clean(image_path(i));
       }
       exit(0);
@@ -360,13 +369,15 @@ static void summary(uint64_t begin)
            sum_at(offsetof(struct worker, killed) + k * sizeof(uint64_t)));
     all += done;
   }
-  printf("\nstores of second threads %" PRIu64 ", cuts under them %" PRIu64 ", readers held %" PRIu64 ", torn blocks written again %"
-         PRIu64 ", leaked slots seen %" PRIu64 "\n", SUM(lane_stores), SUM(cuts), SUM(readers), SUM(torn), SUM(leaks));
+  printf("\nstores of second threads %" PRIu64 ", cuts under them %" PRIu64 ", readers held %" PRIu64
+         ", torn blocks written again %" PRIu64 ", leaked slots seen %" PRIu64 "\n",
+         SUM(lane_stores), SUM(cuts), SUM(readers), SUM(torn), SUM(leaks));
   printf("soak: %" PRIu64 " s, kills %" PRIu64 " (%" PRIu64 " from a start on, %" PRIu64 " at work, %" PRIu64
-         " in a chosen operation), reopens verified %" PRIu64 ", operations %" PRIu64 ", pages verified %" PRIu64
-         ", times full %u, ENOSPC %" PRIu64 ", writers held %" PRIu64 ", failures 0\n",
-         (now_ms() - begin) / 1000, kills, killed_at[AT_START], killed_at[AT_WORK], killed_at[AT_OP], SUM(reopens), all,
-         SUM(pages), atomic_load(&shared->filled), SUM(enospc), SUM(holds));
+         " in a chosen operation), reopens verified %" PRIu64 ", operations %" PRIu64
+         ", pages verified %" PRIu64 ", times full %u, ENOSPC %" PRIu64 ", writers held %" PRIu64
+         ", failures 0\n",
+         (now_ms() - begin) / 1000, kills, killed_at[AT_START], killed_at[AT_WORK], killed_at[AT_OP],
+         SUM(reopens), all, SUM(pages), atomic_load(&shared->filled), SUM(enospc), SUM(holds));
 }
 
 int main(int argc, char **argv)

@@ -48,8 +48,8 @@ struct base {
 
 struct snap {
   uint32_t id; /* 0: not there */
-  uint32_t lane_from, lane_limit; /* limit not 0: its lanes are still to be read; stores from .. to this number may
-                                     be there */
+  uint32_t lane_from, lane_limit; /* limit not 0: its lanes are still to be read; stores with these numbers
+                                     may be there, or not */
   struct view view;
 };
 
@@ -109,6 +109,8 @@ struct worker {
   char log[LOG][120]; /* the last operations */
   _Atomic uint32_t log_count;
 };
+
+typedef unsigned char page_buffer[PCOW_PAGE_SIZE] __attribute__((aligned(8)));
 
 struct shared {
   uint64_t seed;
@@ -196,7 +198,7 @@ void session_restart(struct session *s);
 void session_open(struct session *s, unsigned index);
 /* False: it was refused for want of space. */
 bool session_close(struct session *s);
-/* The second thread has stored and acknowledged what LANE has; gives the next number, 0 when it does not run. */
+/* What the second thread has stored and acknowledged; gives the next number, 0 when it does not run. */
 uint32_t lanes_now(const struct session *s, uint32_t *lane);
 
 void do_snapshot(struct session *s);

@@ -15,9 +15,9 @@
 #define MAGIC UINT64_C(0x6b616f73776f6370)
 #define LANE_WORD 200u /* which word of its page a lane is */
 
-const char *const kind_names[OP_KINDS] = { "pwrite", "store", "zero", "discard", "flush", "close", "snapshot",
-                                           "delete", "revert", "resize", "create", "remove", "rebase", "commit",
-                                           "map", "unmap", "open" };
+const char *const kind_names[OP_KINDS] = { "pwrite",   "store",  "zero",   "discard", "flush",  "close",
+                                           "snapshot", "delete", "revert", "resize",  "create", "remove",
+                                           "rebase",   "commit", "map",    "unmap",   "open" };
 
 uint64_t now_ms(void)
 {
@@ -84,8 +84,8 @@ void journal_print(const struct worker *w)
 
   for (uint32_t i = count > LOG ? count - LOG : 0; i < count; i++)
     fprintf(stderr, "  %s\n", w->log[i % LOG]);
-  fprintf(stderr, "  under way: phase %u, %s of image %u\n", atomic_load(&w->op.phase), kind_names[w->op.kind],
-          w->op.image);
+  fprintf(stderr, "  under way: phase %u, %s of image %u\n", atomic_load(&w->op.phase),
+          kind_names[w->op.kind], w->op.image);
 }
 
 /* The kernel kills this process after so many microseconds, wherever it is then. */
@@ -101,13 +101,14 @@ static void arm_kill(uint32_t usec)
 
 void op_begin(const struct op *op)
 {
+  const size_t skip = sizeof op->phase;
   uint32_t kind = op->kind;
 
-  say("%s image %u blocks %u-%u seq %u id %u slot %u size %" PRIu64 " base %u:%u:%u%s", kind_names[kind], op->image,
-      op->first, op->end, op->seq, op->id, op->slot, op->size, op->base.kind, op->base.image, op->base.id,
-      op->mapped ? " mapped" : "");
+  say("%s image %u blocks %u-%u seq %u id %u slot %u size %" PRIu64 " base %u:%u:%u%s", kind_names[kind],
+      op->image, op->first, op->end, op->seq, op->id, op->slot, op->size, op->base.kind, op->base.image,
+      op->base.id, op->mapped ? " mapped" : "");
   CHECK(atomic_load(&me->op.phase) == IDLE, "the soak itself is wrong: two operations at a time");
-  memcpy((char *)&me->op + sizeof me->op.phase, (const char *)op + sizeof op->phase, sizeof *op - sizeof op->phase);
+  memcpy((char *)&me->op + skip, (const char *)op + skip, sizeof *op - skip);
   atomic_store(&me->op.phase, INTENT);
   atomic_fetch_add(&me->progress, 1);
   if (atomic_load(&me->kill_kind) == kind + 1)
@@ -142,7 +143,9 @@ static const struct view *base_view(const struct base *b)
         return &below->snap[s].view;
     FAIL("the soak itself is wrong: image %u has no snapshot %u", b->image, b->id);
   }
-  return b->kind == BASE_TIP ? &me->image[b->image].head : b->kind == BASE_NO ? NULL : b->kind == BASE_RAWFILE ? &shared->raw : &shared->common;
+  if (b->kind == BASE_TIP)
+    return &me->image[b->image].head;
+  return b->kind == BASE_NO ? NULL : b->kind == BASE_RAWFILE ? &shared->raw : &shared->common;
 }
 
 static void apply_create(const struct op *op, struct image *i)
@@ -243,10 +246,12 @@ static void explain(const unsigned char *found, const unsigned char *expected, u
     while (at < BLOCK_WORDS && words[at] == other[at])
       at++;
     if (at < BLOCK_WORDS)
-      fprintf(stderr, "  page %" PRIu64 " block %u differs from word %u on (0x%016" PRIx64 ", should be 0x%016" PRIx64
-              "): found %s writer %" PRIu64 " page %" PRIu64 " sequence %" PRIu64 ", expected page %" PRIu64 " sequence %" PRIu64 "\n",
-              page, b, at, words[at], other[at], words[0] == MAGIC ? "a block," : words[0] ? "no block," : "zeros,",
-              words[1] >> 48, words[1] >> 8 & 0xffffff, words[2], other[1] >> 8 & 0xffffff, other[2]);
+      fprintf(stderr,
+              "  page %" PRIu64 " block %u differs from word %u on (0x%016" PRIx64 ", should be 0x%016" PRIx64
+              "): found %s writer %" PRIu64 " page %" PRIu64 " sequence %" PRIu64 ", expected page %" PRIu64
+              " sequence %" PRIu64 "\n", page, b, at, words[at], other[at],
+              words[0] == MAGIC ? "a block," : words[0] ? "no block," : "zeros,", words[1] >> 48,
+              words[1] >> 8 & 0xffffff, words[2], other[1] >> 8 & 0xffffff, other[2]);
   }
 }
 
@@ -272,7 +277,7 @@ static uint64_t size_of(pcow_image *image)
 /* The first page that is wrong, or UINT64_MAX. */
 static uint64_t view_differs(const unsigned char *bytes, const struct view *v)
 {
-  unsigned char page[PCOW_PAGE_SIZE] __attribute__((aligned(8)));
+  page_buffer page;
 
   for (uint64_t p = 0; p < v->size / PAGE; p++) {
     page_make(page, v, p);
@@ -297,7 +302,8 @@ bool view_is(pcow_image *image, const struct view *v)
 
 void view_verify(pcow_image *image, const struct view *v, const char *what)
 {
-  unsigned char page[PCOW_PAGE_SIZE] __attribute__((aligned(8))), *bytes;
+  unsigned char *bytes;
+  page_buffer page;
   uint64_t size = size_of(image), wrong;
 
   CHECK(size == v->size, "%s has %" PRIu64 " bytes, should have %" PRIu64, what, size, v->size);
@@ -324,8 +330,8 @@ static bool mixed(const void *found, const uint64_t *a, const uint64_t *b)
 }
 
 /* One page of the head after a kill; MODEL: the model learns what was found. False: it is wrong. */
-static bool page_settle(struct image *i, const struct op *op, const unsigned char *found, uint64_t p, bool model,
-                        unsigned *torn)
+static bool page_settle(struct image *i, const struct op *op, const unsigned char *found, uint64_t p,
+                        bool model, unsigned *torn)
 {
   uint64_t blocks[PAGE_BLOCKS][BLOCK_WORDS], new[BLOCK_WORDS];
   uint32_t *head = i->head.block + p * PAGE_BLOCKS, *durable = i->durable + p * PAGE_BLOCKS;
@@ -358,11 +364,12 @@ static bool page_settle(struct image *i, const struct op *op, const unsigned cha
 }
 
 /* A lane after a kill: the store under way is there, or not. */
-static bool lane_settle(struct image *i, unsigned index, const unsigned char *found, unsigned lane, bool model)
+static bool lane_settle(struct image *i, unsigned index, const unsigned char *found, unsigned lane,
+                        bool model)
 {
   uint32_t number = atomic_load(&me->lane_begun);
   struct view with = i->head;
-  unsigned char page[PCOW_PAGE_SIZE] __attribute__((aligned(8)));
+  page_buffer page;
 
   if (atomic_load(&me->lane_image) != (int32_t)index || number % LANES != lane || number < me->lane_first)
     return false;
@@ -378,9 +385,10 @@ static bool lane_settle(struct image *i, unsigned index, const unsigned char *fo
 static unsigned head_compare(pcow_image *image, unsigned index, bool exact, bool model, uint64_t *wrong)
 {
   struct image *i = &me->image[index];
-  const struct op *op = atomic_load(&me->op.phase) == INTENT && me->op.image == index && me->op.kind < OP_FLUSH
-                          ? &me->op : NULL;
-  unsigned char page[PCOW_PAGE_SIZE] __attribute__((aligned(8))), *bytes;
+  bool under_way = atomic_load(&me->op.phase) == INTENT && me->op.image == index && me->op.kind < OP_FLUSH;
+  const struct op *op = under_way ? &me->op : NULL;
+  unsigned char *bytes;
+  page_buffer page;
   uint64_t size = size_of(image);
   unsigned torn = 0;
 
@@ -395,7 +403,8 @@ static unsigned head_compare(pcow_image *image, unsigned index, bool exact, bool
     page_make(page, &i->head, p);
     if (memcmp(page, found, PAGE) == 0) {
       if (model)
-        memcpy(i->durable + p * PAGE_BLOCKS, i->head.block + p * PAGE_BLOCKS, PAGE_BLOCKS * sizeof i->durable[0]);
+        memcpy(i->durable + p * PAGE_BLOCKS, i->head.block + p * PAGE_BLOCKS,
+               PAGE_BLOCKS * sizeof i->durable[0]);
       continue;
     }
     if (!exact && (p < LANES ? lane_settle(i, index, found, (unsigned)p, model)
@@ -414,10 +423,11 @@ unsigned head_verify(pcow_image *image, unsigned index, bool exact)
   uint64_t wrong;
   unsigned torn = head_compare(image, index, exact, !exact, &wrong);
 
-  CHECK(size_of(image) == me->image[index].head.size, "the head of image %u has %" PRIu64 " bytes, should have %" PRIu64,
-        index, size_of(image), me->image[index].head.size);
-  CHECK(wrong == UINT64_MAX, "the head of image %u: page %" PRIu64 " is not what was acknowledged%s", index, wrong,
-        exact ? "" : ", nor old or new");
+  CHECK(size_of(image) == me->image[index].head.size,
+        "the head of image %u has %" PRIu64 " bytes, should have %" PRIu64, index, size_of(image),
+        me->image[index].head.size);
+  CHECK(wrong == UINT64_MAX, "the head of image %u: page %" PRIu64 " is not what was acknowledged%s", index,
+        wrong, exact ? "" : ", nor old or new");
   return torn;
 }
 
@@ -444,7 +454,8 @@ void range_adopt(pcow_image *image, unsigned index)
     if (memcmp(words, found, BLOCK) == 0)
       continue;
     block_make(words, op->seq, b / PAGE_BLOCKS, b % PAGE_BLOCKS);
-    CHECK(memcmp(words, found, BLOCK) == 0, "image %u: block %" PRIu64 " is neither old nor new after -ENOSPC", index, b);
+    CHECK(memcmp(words, found, BLOCK) == 0,
+          "image %u: block %" PRIu64 " is neither old nor new after -ENOSPC", index, b);
     i->head.block[b] = op->seq;
   }
   free(bytes);
@@ -470,15 +481,15 @@ void snap_resolve(unsigned index, unsigned slot)
     cut = found[i] > cut ? found[i] : cut;
   }
   OK(pcow_close(image));
-  CHECK(cut <= s->lane_limit, "snapshot %u has store %u of the second thread, which began only after it was taken",
-        s->id, cut);
+  CHECK(cut <= s->lane_limit,
+        "snapshot %u has store %u of the second thread, which began only after it was taken", s->id, cut);
   /* What was acknowledged before is there, and of later numbers each up to the cut. */
   for (uint32_t n = s->lane_from; n <= cut; n++)
     s->view.lane[n % LANES] = n;
   for (unsigned i = 0; i < LANES; i++)
     CHECK(found[i] == s->view.lane[i],
-          "snapshot %u: lane %u has store %u, and should have %u (%u was acknowledged before, the newest in it is %u)",
-          s->id, i, found[i], s->view.lane[i], s->lane_from - 1, cut);
+          "snapshot %u: lane %u has store %u, and should have %u (%u was acknowledged before, the newest in "
+          "it is %u)", s->id, i, found[i], s->view.lane[i], s->lane_from - 1, cut);
   s->lane_limit = 0;
   atomic_fetch_add(&me->cuts, 1);
 }

@@ -168,10 +168,11 @@ void do_create(struct session *s)
 {
   static const uint64_t units[] = { 64 * KIB, 256 * KIB, MIB, 2 * MIB };
   struct pcow_create_options options = PCOW_INIT(options);
-  struct op op = { .kind = OP_CREATE, .size = (PAGES_MIN + rng_below(&s->rng, PAGES_MAX - PAGES_MIN + 1)) * PAGE };
+  struct op op = { .kind = OP_CREATE };
   int tip = rng_chance(&s->rng, 50) ? pick_tip(s) : -1, result;
   uint64_t since = now_ms();
 
+  op.size = (PAGES_MIN + rng_below(&s->rng, PAGES_MAX - PAGES_MIN + 1)) * PAGE;
   while (op.image < IMAGES && me->image[op.image].exists)
     op.image++;
   CHECK(op.image < IMAGES, "the soak itself is wrong: no place for an image");
@@ -237,10 +238,11 @@ void reader_end(struct session *s)
     OK(pcow_map(s->reader, NULL, &map));
     range = pcow_mapping_address(map);
     for (uint64_t p = 0; p < snap->view.size / PAGE; p++) {
-      unsigned char page[PCOW_PAGE_SIZE] __attribute__((aligned(8)));
+      page_buffer page;
 
       page_make(page, &snap->view, p);
-      CHECK(memcmp(range + p * PAGE, page, PAGE) == 0, "snapshot %u, mapped: page %" PRIu64 " is wrong", snap->id, p);
+      CHECK(memcmp(range + p * PAGE, page, PAGE) == 0,
+            "snapshot %u, mapped: page %" PRIu64 " is wrong", snap->id, p);
     }
     OK(pcow_unmap(map));
   }

@@ -226,7 +226,8 @@ static unsigned char *range_make(const struct op *op)
   unsigned char *bytes = test_alloc((op->end - op->first) * BLOCK);
 
   for (uint32_t b = op->first; b < op->end; b++)
-    block_make((uint64_t *)(void *)(bytes + (b - op->first) * BLOCK), op->seq, b / PAGE_BLOCKS, b % PAGE_BLOCKS);
+    block_make((uint64_t *)(void *)(bytes + (b - op->first) * BLOCK), op->seq, b / PAGE_BLOCKS,
+               b % PAGE_BLOCKS);
   return bytes;
 }
 
@@ -314,7 +315,7 @@ static void do_flush(struct session *s)
 /* Some pages, by a read or as they are mapped. */
 static void do_read(struct session *s)
 {
-  unsigned char found[PCOW_PAGE_SIZE] __attribute__((aligned(8))), page[PCOW_PAGE_SIZE] __attribute__((aligned(8)));
+  page_buffer found, page;
 
   for (unsigned i = 0; i < 16; i++) {
     uint64_t p = LANES + rng_below(&s->rng, s->image->head.size / PAGE - LANES);
