@@ -14,6 +14,7 @@
 #include "bits.h"
 #include "error.h"
 #include "order.h"
+#include "slotset.h"
 
 #include <string.h>
 
@@ -30,9 +31,10 @@ static_assert(SLOTS_PER_GROUP % GROUP_UNITS_MAX == 0, "blocks are linear");
 struct slots {
   struct store *store;
   GMutex lock;
-  uint64_t *used;               /* bit i: slot i + 1 is reached or handed out; NULL: not walked yet */
-  uint64_t *touched;            /* bit i: slot i + 1 may ever have been used */
-  uint64_t count;               /* bits in both: the high-water mark */
+  struct slotset *used;         /* i: slot i + 1 is reached or handed out; NULL: not walked yet */
+  struct slotset *touched;      /* i: slot i + 1, above OLD_COUNT, was handed out once */
+  uint64_t old_count;           /* slots that earlier sessions may have used */
+  uint64_t count;               /* the high-water mark */
   uint64_t hint;                /* no free bit lies below */
   GHashTable *units;            /* epoch → GArray of units in which it may have a slot */
   uint64_t group_units;         /* a power of two; 1: no groups */
@@ -66,8 +68,8 @@ void slots_free(struct slots *s)
   g_hash_table_unref(s->units);
   g_hash_table_unref(s->taken);
   g_hash_table_unref(s->blocks);
-  g_free(s->touched);
-  g_free(s->used);
+  slotset_free(s->touched);
+  slotset_free(s->used);
   g_free(s);
 }
 
@@ -96,9 +98,8 @@ static int walk_unit(struct slots *s, uint64_t unit, uint64_t word)
     const struct slot_info *slot = &g_array_index(chain, struct slot_info, i);
     uint64_t bit = slot->index - 1;
 
-    if (bits_test(s->used, bit))
+    if (!slotset_add(s->used, bit))
       return fail(EUCLEAN, "%s: slot %" PRIu64 " is reached by two units", st->path, bit + 1);
-    bits_set(s->used, bit, bit + 1);
     note_unit(s, slot->epoch, unit);
   }
   return ret;
@@ -122,15 +123,11 @@ static int walk_all(struct slots *s)
   uint64_t end = UNIT_MAP_OFFSET + UNITS_MAX * 8;
   int ret = 0;
 
-  s->count = st->sb.slot_count;
+  s->count = s->old_count = st->sb.slot_count;
   s->hint = 0;
   s->group_units = group_units(st);
-  s->used = g_try_malloc0(MAX(bits_words(s->count), 1) * 8);
-  s->touched = g_try_malloc0(MAX(bits_words(s->count), 1) * 8);
-  if (s->touched)
-    bits_set(s->touched, 0, s->count);
-  if (!s->used || !s->touched)
-    ret = fail(ENOMEM, "%s: no memory for %" PRIu64 " slots", st->path, s->count);
+  s->used = slotset_new();
+  s->touched = slotset_new();
   for (uint64_t at = UNIT_MAP_OFFSET; ret == 0 && s->count;) {
     uint64_t stop, words[512];
 
@@ -145,25 +142,11 @@ static int walk_all(struct slots *s)
     at = (stop + 7) & ~UINT64_C(7);
   }
   if (ret) {
-    g_clear_pointer(&s->used, g_free);
-    g_clear_pointer(&s->touched, g_free);
+    g_clear_pointer(&s->used, slotset_free);
+    g_clear_pointer(&s->touched, slotset_free);
     g_hash_table_remove_all(s->units);
   }
   return ret;
-}
-
-/* Bitmaps have room for COUNT slots, the new ones free and untouched. */
-static int grow_bitmap(struct slots *s, uint64_t **bitmap, uint64_t count)
-{
-  uint64_t old_words = MAX(bits_words(s->count), 1);
-  uint64_t *grown = g_try_realloc_n(*bitmap, bits_words(count), 8);
-
-  if (!grown)
-    return fail(ENOMEM, "%s: no memory for %" PRIu64 " slots", s->store->path, count);
-  if (bits_words(count) > old_words)
-    memset(grown + old_words, 0, (bits_words(count) - old_words) * 8);
-  *bitmap = grown;
-  return 0;
 }
 
 /* More slots: the file grows, then the mark rises, durably, before any of them is used. */
@@ -185,12 +168,6 @@ static int raise_mark(struct slots *s)
   }
   if (ret == 0)
     ret = ORDERED("2.0 fence", persist_fence(st->p));
-  if (ret)
-    return ret;
-
-  ret = grow_bitmap(s, &s->used, count);
-  if (ret == 0)
-    ret = grow_bitmap(s, &s->touched, count);
   if (ret)
     return ret;
 
@@ -233,7 +210,7 @@ static bool is_free_block(const struct slots *s, uint64_t block)
 {
   uint64_t end = block + s->group_units;
 
-  return end <= s->count && bits_find(s->used, block, end, true) == end &&
+  return end <= s->count && slotset_find(s->used, block, end, true) == end &&
          !g_hash_table_contains(s->taken, GSIZE_TO_POINTER(block + 1));
 }
 
@@ -281,17 +258,17 @@ static int choose(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t *bit)
   uint64_t n = s->group_units, block;
   int ret = 0;
 
-  if (n > 1 && group_block(s, unit, epoch, &block) && !bits_test(s->used, block + unit % n)) {
+  if (n > 1 && group_block(s, unit, epoch, &block) && !slotset_has(s->used, block + unit % n)) {
     *bit = block + unit % n;
     return 0;
   }
   /* At least the same place in some other block. */
   for (block = 0; n > 1 && block + n <= s->count; block += n)
-    if (!bits_test(s->used, block + unit % n)) {
+    if (!slotset_has(s->used, block + unit % n)) {
       *bit = block + unit % n;
       return 0;
     }
-  *bit = bits_find(s->used, s->hint, s->count, false);
+  *bit = slotset_find(s->used, s->hint, s->count, false);
   s->hint = *bit;
   if (*bit == s->count)
     ret = raise_mark(s);
@@ -310,9 +287,8 @@ static int allocate(struct slots *s, uint64_t unit, uint32_t epoch, uint64_t *in
     ret = choose(s, unit, epoch, &bit);
   if (ret == 0) {
     *index = bit + 1;
-    *never_used = !bits_test(s->touched, bit);
-    bits_set(s->used, bit, bit + 1);
-    bits_set(s->touched, bit, bit + 1);
+    *never_used = bit >= s->old_count && slotset_add(s->touched, bit);
+    slotset_add(s->used, bit);
     note_unit(s, epoch, unit);
   }
   g_mutex_unlock(&s->lock);
@@ -323,7 +299,7 @@ static void release(struct slots *s, uint64_t index)
 {
   g_mutex_lock(&s->lock);
   if (s->used) {
-    bits_clear(s->used, index - 1, index);
+    slotset_remove(s->used, index - 1);
     s->hint = MIN(s->hint, index - 1);
   }
   g_mutex_unlock(&s->lock);
@@ -337,7 +313,7 @@ int slots_count_free(struct slots *s, uint64_t *count)
   if (!s->used)
     ret = walk_all(s);
   if (ret == 0)
-    *count = s->count - bits_count(s->used, 0, s->count);
+    *count = s->count - slotset_count(s->used);
   g_mutex_unlock(&s->lock);
   return ret;
 }
