@@ -45,12 +45,17 @@ static int compare_numbers(gconstpointer a, gconstpointer b, gpointer data)
   return (x > y) - (x < y);
 }
 
+static int compare_names(gconstpointer a, gconstpointer b)
+{
+  return strcmp(a, b);
+}
+
 static struct epochs *epochs_new(void)
 {
   struct epochs *e = g_new0(struct epochs, 1);
 
   e->by_id = g_hash_table_new_full(NULL, NULL, NULL, g_free);
-  e->by_name = g_hash_table_new(g_str_hash, g_str_equal);
+  e->by_name = g_tree_new(compare_names);
   e->by_number = g_tree_new_full(compare_numbers, NULL, NULL, NULL);
   e->pending = g_hash_table_new_full(NULL, NULL, NULL, g_free);
   return e;
@@ -62,7 +67,7 @@ void epochs_free(struct epochs *e)
     return;
   g_hash_table_unref(e->pending);
   g_tree_unref(e->by_number);
-  g_hash_table_unref(e->by_name);
+  g_tree_unref(e->by_name);
   g_hash_table_unref(e->by_id);
   g_free(e);
 }
@@ -140,21 +145,21 @@ struct epoch *epochs_get(const struct epochs *e, uint32_t id)
 
 struct epoch *epochs_find(const struct epochs *e, const char *name)
 {
-  return g_hash_table_lookup(e->by_name, name);
+  return g_tree_lookup(e->by_name, name);
 }
 
 static void index_add(struct epochs *e, struct epoch *epoch)
 {
   g_tree_insert(e->by_number, &epoch->number, epoch);
   if (epoch->state == EPOCH_SNAPSHOT)
-    g_hash_table_replace(e->by_name, epoch->name, epoch);
+    g_tree_replace(e->by_name, epoch->name, epoch);
 }
 
 static void index_remove(struct epochs *e, struct epoch *epoch)
 {
   g_tree_remove(e->by_number, &epoch->number);
   if (epochs_find(e, epoch->name) == epoch)
-    g_hash_table_remove(e->by_name, epoch->name);
+    g_tree_remove(e->by_name, epoch->name);
 }
 
 static int compare_ids(gconstpointer a, gconstpointer b)
@@ -168,12 +173,9 @@ static int compare_ids(gconstpointer a, gconstpointer b)
 GPtrArray *epochs_snapshots(const struct epochs *e)
 {
   GPtrArray *array = g_ptr_array_new();
-  GHashTableIter iter;
-  gpointer epoch;
 
-  g_hash_table_iter_init(&iter, e->by_name);
-  while (g_hash_table_iter_next(&iter, NULL, &epoch))
-    g_ptr_array_add(array, epoch);
+  for (GTreeNode *node = g_tree_node_first(e->by_name); node; node = g_tree_node_next(node))
+    g_ptr_array_add(array, g_tree_node_value(node));
   g_ptr_array_sort(array, compare_ids);
   return array;
 }
@@ -315,7 +317,8 @@ static int load_records(struct epochs *e, int fd, const char *path, const struct
 
 int epochs_load(int fd, const char *path, const struct superblock *sb, struct epochs **epochs)
 {
-  struct pcow_disk_epoch *buffer = g_new(struct pcow_disk_epoch, READ_RECORDS);
+  uint64_t records = MIN(sb->log_end - sb->log_start, READ_RECORDS);
+  struct pcow_disk_epoch *buffer = g_new(struct pcow_disk_epoch, records);
   struct epochs *e = epochs_new();
   int ret = load_records(e, fd, path, sb, buffer);
 
@@ -449,6 +452,8 @@ int epochs_append(struct persist *p, const char *path, struct epochs *e, struct 
   if (!known && !gone && g_hash_table_size(e->by_id) >= EPOCHS_MAX)
     return fail(EMFILE, "%s: has %u epochs already (deleted snapshots whose space is still to be"
                 " collected count), there is no room for more", path, g_hash_table_size(e->by_id));
+  if (sb->log_end > UINT64_MAX - 8)
+    return fail(EMFILE, "%s: all numbers of epoch records are used up", path);
   if (!has_room(e, sb))
     return fail(EMFILE, "%s: the epoch log is full", path);
   ret = write_record(p, e, sb, record, gone, false);

@@ -29,7 +29,8 @@ struct epochs {
   GHashTable *by_id;            /* id → struct epoch *, owned */
 
   /* private to epochs.c */
-  GHashTable *by_name;          /* living snapshots: name → struct epoch * */
+  GTree *by_name;               /* living snapshots: name → struct epoch *. Not hashed: names can be
+                                   made that have all the same hash */
   GTree *by_number;             /* number → struct epoch *: the first is where the ring must begin */
   GHashTable *pending;          /* id → what epochs_append() wrote of it and no commit confirmed yet */
   uint64_t committed_start;     /* sb->log_start as on the media */

@@ -121,7 +121,7 @@ static void punch_log(struct store *s, uint64_t from, uint64_t to, uint64_t log_
 {
   const uint64_t block = 512;   /* records; 256 KiB */
 
-  for (uint64_t b = from / block; (b + 1) * block <= to; b++)
+  for (uint64_t b = from / block; b < to / block; b++)
     if (log_end - b * block <= EPOCH_LOG_RECORDS)
       persist_punch(s->p,
                     EPOCH_LOG_OFFSET + b * block % EPOCH_LOG_RECORDS * sizeof(struct pcow_disk_epoch),
