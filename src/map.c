@@ -141,9 +141,13 @@ static int reserve_range(struct pcow_mapping *m, void *address)
 static int prepare_writing(struct pcow_mapping *m)
 {
   struct store *st = m->image->store;
+  uint64_t free_slots;
   void *probe;
-  int ret = head_begin_session(m->image->head);
+  /* Damage anywhere in the map must be met here, and not by a store that needs a slot. */
+  int ret = slots_count_free(m->image->slots, &free_slots);
 
+  if (ret == 0)
+    ret = head_begin_session(m->image->head);
   if (ret == 0)
     ret = head_settle(m->image->head);
   if (ret)
