@@ -238,10 +238,17 @@ static int copy_all(pcow_image *image, const struct target *t, pcow_progress_fn 
   if (!buffer)
     return fail(ENOMEM, "%s: no memory to copy pages", image->path);
   for (uint64_t start = 0, end; r == 0 && start < size; start = end) {
-    end = MIN(size, start + PIECE_BYTES);
     if (progress && progress(opaque, start, size))
       return fail(ECANCELED, "%s: the commit was canceled", image->path);
-    r = copy_piece(image, t, start, end, runs, buffer);
+    r = image_next(image, start >> PAGE_SHIFT, size >> PAGE_SHIFT, &end);
+    end <<= PAGE_SHIFT;
+    if (r == 0 && end > start) {
+      r = target_zero(t, MAX(start, image->layer->base_limit), end);    /* nobody has anything there */
+      continue;
+    }
+    end = MIN(size, start + PIECE_BYTES);
+    if (r == 0)
+      r = copy_piece(image, t, start, end, runs, buffer);
   }
   if (r == 0 && progress && progress(opaque, size, size))
     return fail(ECANCELED, "%s: the commit was canceled", image->path);

@@ -52,13 +52,11 @@ static int compare_bytes(const GArray *a, const GArray *b, uint64_t page, uint64
 int compare_pages(const char *path, const GArray *a, const GArray *b, uint64_t first, uint64_t end,
                   const uint64_t *skip, uint64_t *different)
 {
-  g_autofree unsigned char *buffer = g_try_malloc(2 * CHUNK_PAGES * PAGE_BYTES);
+  g_autofree unsigned char *buffer = NULL;
   uint64_t page = first;
 
   if (first >= end)
     return 0;
-  if (!buffer)
-    return fail(ENOMEM, "%s: no memory to compare pages", path);
   for (unsigned i = view_find(a, first), j = view_find(b, first); page < end;) {
     const struct run *x = &g_array_index(a, struct run, i);
     const struct run *y = &g_array_index(b, struct run, j);
@@ -67,8 +65,13 @@ int compare_pages(const char *path, const GArray *a, const GArray *b, uint64_t f
     while (page < stop && !runs_same(x, y, page)) {
       uint64_t from = skip ? first + bits_find(skip, page - first, stop - first, false) : page;
       uint64_t to = skip ? first + bits_find(skip, from - first, stop - first, true) : stop;
-      int r = compare_bytes(a, b, from, to - from, buffer, first, different);
+      int r;
 
+      if (!buffer)
+        buffer = g_try_malloc(2 * CHUNK_PAGES * PAGE_BYTES);
+      if (!buffer)
+        return fail(ENOMEM, "%s: no memory to compare pages", path);
+      r = compare_bytes(a, b, from, to - from, buffer, first, different);
       if (r < 0)
         return r;
       page = to;

@@ -13,7 +13,7 @@
 #include <string.h>
 
 #define WORDS_AT_ONCE 512u
-#define TAIL_BYTES (UINT64_C(1) << 30)
+#define TAIL_BYTES (UINT64_C(128) << 20)
 
 /* One of the two views. */
 struct side {
@@ -71,6 +71,17 @@ static int side_resolve(const struct side *side, uint64_t first, uint64_t end, G
   g_array_set_size(runs, 0);
   return side->live ? image_resolve(side->live, first, end, runs)
                     : view_resolve(side->layer, first, end - first, runs);
+}
+
+/* Where from byte START on the side may have something. */
+static int side_next(const struct side *side, uint64_t start, uint64_t end, uint64_t *next)
+{
+  uint64_t page = start >> PAGE_SHIFT;
+  int r = side->live ? image_next(side->live, page, end >> PAGE_SHIFT, &page)
+                     : view_next(side->layer, page, end >> PAGE_SHIFT, &page);
+
+  *next = page << PAGE_SHIFT;
+  return r;
 }
 
 /* Reads the unit's chain as it is now. The sides' layers are views of one file. */
@@ -179,6 +190,19 @@ static int diff_unit(struct diff *d, uint64_t start, uint64_t end, GArray *from,
   return r ? r : emit_pages(d, first, last - first, different, to);
 }
 
+/* Raises *UNIT to the first one of which a side may have something. */
+static int skip_units(struct diff *d, uint64_t *unit, uint64_t units)
+{
+  uint64_t start = *unit << d->geo.unit_shift, end = MIN(units << d->geo.unit_shift, d->common);
+  uint64_t from = end, to = end;
+  int r = side_next(&d->from, start, end, &from);
+
+  if (r == 0)
+    r = side_next(&d->to, start, end, &to);
+  *unit = MIN(from, to) < end ? MIN(from, to) >> d->geo.unit_shift : units;
+  return r;
+}
+
 static int diff_units(struct diff *d)
 {
   g_autoptr(GArray) from = g_array_new(FALSE, FALSE, sizeof(struct run));
@@ -187,8 +211,10 @@ static int diff_units(struct diff *d)
   int r = 0;
 
   for (uint64_t unit = 0, n; r == 0 && unit < units; unit += n) {
+    r = skip_units(d, &unit, units);
     n = MIN(units - unit, WORDS_AT_ONCE);
-    r = read_words(d, unit, n, words);
+    if (r == 0 && n)
+      r = read_words(d, unit, n, words);
     for (uint64_t i = 0; r == 0 && i < n; i++) {
       uint64_t start = (unit + i) << d->geo.unit_shift;
       uint64_t end = MIN(start + d->geo.unit_bytes, d->common);
@@ -212,6 +238,14 @@ static int diff_tail(struct diff *d)
   if (d->from.size > d->common)
     return extent_sink_add(&d->sink, &gone);
   for (uint64_t start = d->common, end; r == 0 && start < d->to.size; start = end) {
+    struct pcow_extent zero = { .offset = start, .type = PCOW_EXTENT_ZERO };
+
+    r = side_next(&d->to, start, d->to.size, &end);
+    zero.length = r == 0 ? end - start : 0;
+    if (zero.length)
+      r = extent_sink_add(&d->sink, &zero);
+    if (r || zero.length)
+      continue;
     end = MIN(d->to.size, (start / TAIL_BYTES + 1) * TAIL_BYTES);
     r = side_resolve(&d->to, start >> PAGE_SHIFT, end >> PAGE_SHIFT, runs);
     for (unsigned i = 0; r == 0 && i < runs->len; i++) {

@@ -2,14 +2,16 @@
  *
  * pcow_extents(): what is open, as extents in files, in order and without gaps. The range is resolved
  * piece by piece, so that memory stays bounded however large and fragmented the image is; extents
- * merge across the pieces.
+ * merge across the pieces. What no
+ * layer has anything of is passed over: the cost is that of what the files hold.
  */
 #include "extents.h"
 
 #include "error.h"
 #include "image.h"
 
-#define PIECE_BYTES (UINT64_C(1) << 30)
+#define PIECE_LEAST (UINT64_C(16) << 20)
+#define PIECE_MOST (UINT64_C(128) << 20)
 
 static bool extent_continues(const struct pcow_extent *a, const struct pcow_extent *b)
 {
@@ -81,10 +83,26 @@ static int extents_piece(pcow_image *image, uint64_t start, uint64_t end, bool m
   return r;
 }
 
+/* Passes over what no layer has, however long: *NEXT is where something may be. */
+static int extents_skip(pcow_image *image, uint64_t offset, uint64_t end, uint64_t *next,
+                        struct extent_sink *sink)
+{
+  struct pcow_extent zero = { .offset = offset, .type = PCOW_EXTENT_ZERO };
+  uint64_t page;
+  int r = image_next(image, offset >> PAGE_SHIFT, (end + PAGE_BYTES - 1) >> PAGE_SHIFT, &page);
+
+  if (r)
+    return r;
+  *next = CLAMP(page << PAGE_SHIFT, offset, end);
+  zero.length = *next - offset;
+  return extent_sink_add(sink, &zero);
+}
+
 API int pcow_extents(pcow_image *image, uint64_t offset, uint64_t length, uint32_t flags,
                      pcow_extent_fn fn, void *opaque)
 {
   struct extent_sink sink = { .fn = fn, .opaque = opaque };
+  uint64_t piece;
   int r;
 
   if (flags & ~PCOW_EXTENTS_MERGE)
@@ -93,11 +111,15 @@ API int pcow_extents(pcow_image *image, uint64_t offset, uint64_t length, uint32
     return fail(EINVAL, "%s: the extents need a function that takes them", image->path);
 
   pthread_rwlock_rdlock(&image->lock);
+  piece = CLAMP(UINT64_C(1) << image_superblock(image)->unit_shift, PIECE_LEAST, PIECE_MOST);
   r = image_check_content(image);
   if (r == 0)
     r = image_check_range(image, offset, length);
   for (uint64_t end = offset + length, next; r == 0 && offset < end; offset = next) {
-    next = MIN(end, (offset / PIECE_BYTES + 1) * PIECE_BYTES);
+    r = extents_skip(image, offset, end, &next, &sink);
+    if (r || next > offset)
+      continue;
+    next = MIN(end, (offset / piece + 1) * piece);
     r = extents_piece(image, offset, next, flags & PCOW_EXTENTS_MERGE, &sink);
   }
   if (r == 0)

@@ -11,6 +11,11 @@
 #include <string.h>
 #include <sys/random.h>
 
+static gint compare_keys(gconstpointer a, gconstpointer b)
+{
+  return GPOINTER_TO_SIZE(a) < GPOINTER_TO_SIZE(b) ? -1 : GPOINTER_TO_SIZE(a) > GPOINTER_TO_SIZE(b);
+}
+
 static void unit_free(gpointer data)
 {
   struct unit *u = data;
@@ -33,7 +38,7 @@ int head_new(struct store *store, struct slots *slots, struct layer *lower, stru
   for (unsigned i = 0; i < HEAD_STRIPES; i++)
     g_mutex_init(&h->stripes[i]);
   h->units = g_hash_table_new_full(g_direct_hash, g_direct_equal, NULL, unit_free);
-  h->unsettled = g_hash_table_new(g_direct_hash, g_direct_equal);
+  h->unsettled = g_tree_new(compare_keys);
   *head = h;
   return 0;
 }
@@ -42,7 +47,7 @@ void head_free(struct head *h)
 {
   if (!h)
     return;
-  g_hash_table_unref(h->unsettled);
+  g_tree_unref(h->unsettled);
   g_hash_table_unref(h->units);
   view_cache_free(h->cache);
   for (unsigned i = 0; i < HEAD_STRIPES; i++)
@@ -67,7 +72,7 @@ static gboolean cancel_unlinked(gpointer key, gpointer value, gpointer opaque)
 void head_reset(struct head *h, struct layer *lower)
 {
   g_hash_table_foreach_remove(h->units, cancel_unlinked, h);
-  g_hash_table_remove_all(h->unsettled);
+  g_tree_remove_all(h->unsettled);
   view_cache_reset(h->cache, lower);
 }
 
@@ -294,7 +299,7 @@ int head_mark_present(struct head *h, struct unit *u, uint64_t first, uint64_t e
     u->unsettled_first = first;
     u->unsettled_end = end;
     g_mutex_lock(&h->table_lock);
-    g_hash_table_add(h->unsettled, GSIZE_TO_POINTER(u->number + 1));
+    g_tree_insert(h->unsettled, GSIZE_TO_POINTER(u->number + 1), u);
     g_mutex_unlock(&h->table_lock);
   } else {
     u->unsettled_first = MIN(u->unsettled_first, first);
@@ -321,7 +326,7 @@ static void capture(struct head *h, struct unit *u, struct settling *s)
   s->end = u->unsettled_end;
   u->unsettled_first = u->unsettled_end = 0;
   g_mutex_lock(&h->table_lock);
-  g_hash_table_remove(h->unsettled, GSIZE_TO_POINTER(u->number + 1));
+  g_tree_remove(h->unsettled, GSIZE_TO_POINTER(u->number + 1));
   g_mutex_unlock(&h->table_lock);
 }
 
@@ -391,7 +396,8 @@ static GArray *capture_all(struct head *h)
   g_autoptr(GList) keys = NULL;
 
   g_mutex_lock(&h->table_lock);
-  keys = g_hash_table_get_keys(h->unsettled);
+  for (GTreeNode *node = g_tree_node_last(h->unsettled); node; node = g_tree_node_previous(node))
+    keys = g_list_prepend(keys, g_tree_node_key(node));
   g_mutex_unlock(&h->table_lock);
   for (GList *l = keys; l; l = l->next) {
     uint64_t number = GPOINTER_TO_SIZE(l->data) - 1;
@@ -441,15 +447,16 @@ int head_settle(struct head *h)
   return ret;
 }
 
-/* Units in memory that the media do not show yet? */
-static bool any_unsettled(struct head *h)
+uint64_t head_next_pending(struct head *h, uint64_t unit)
 {
-  bool any;
+  GTreeNode *node;
+  uint64_t next;
 
   g_mutex_lock(&h->table_lock);
-  any = g_hash_table_size(h->unsettled) != 0;
+  node = g_tree_lower_bound(h->unsettled, GSIZE_TO_POINTER(unit + 1));
+  next = node ? GPOINTER_TO_SIZE(g_tree_node_key(node)) - 1 : UINT64_MAX;
   g_mutex_unlock(&h->table_lock);
-  return any;
+  return next;
 }
 
 int head_foreach_unit(struct head *h, uint64_t first, uint64_t end, head_unit_fn fn, void *opaque)
@@ -457,7 +464,7 @@ int head_foreach_unit(struct head *h, uint64_t first, uint64_t end, head_unit_fn
   struct store *st = h->store;
   uint64_t unit = first >> st->geo.unit_shift;
   uint64_t units = geometry_units(&st->geo, end);
-  bool unsettled = any_unsettled(h);
+  bool unsettled = head_next_pending(h, 0) != UINT64_MAX;
   int ret = 0;
 
   while (ret == 0 && unit < units) {

@@ -100,6 +100,10 @@ int head_settle_unit(struct head *h, struct unit *u);
  * the caller. */
 int head_settle(struct head *h);
 
+/* The first unit from UNIT on of which something is pending: the unit map may not name it yet. UINT64_MAX:
+ * none. */
+uint64_t head_next_pending(struct head *h, uint64_t unit);
+
 /* Space for present pages (a hole after a discard or a sparse copy counts as none). */
 int head_reserve_present(struct head *h, struct unit *u, uint64_t first, uint64_t end);
 

@@ -18,7 +18,7 @@ struct head {
   GMutex stripes[HEAD_STRIPES]; /* a unit's mutex is that of its number mod HEAD_STRIPES */
   GMutex table_lock;            /* innermost: guards the two tables */
   GHashTable *units;            /* number + 1 → struct unit */
-  GHashTable *unsettled;        /* set of number + 1 */
+  GTree *unsettled;             /* set of number + 1, ordered */
   GMutex settle_lock;           /* outermost: one head_settle() at a time */
 };
 

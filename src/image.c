@@ -177,3 +177,14 @@ int image_resolve(struct pcow_image *image, uint64_t first, uint64_t end, GArray
   }
   return 0;
 }
+
+int image_next(struct pcow_image *image, uint64_t page, uint64_t end, uint64_t *next)
+{
+  uint64_t unit_pages = UINT64_C(1) << (image_superblock(image)->unit_shift - PAGE_SHIFT);
+  uint64_t pending = image->store ? head_next_pending(image->head, page / unit_pages) : UINT64_MAX;
+
+  /* The head's other units have a word in the map of the same file as what lies beneath. */
+  if (pending < UINT64_MAX / unit_pages)
+    end = MIN(end, MAX(page, pending * unit_pages));
+  return view_next(image->layer, page, end, next);
+}

@@ -93,6 +93,9 @@ GArray *image_runs(struct pcow_image *image, uint64_t unit, int *error);
  * offset in the file); appended to RUNS. The image lock is held. */
 int image_resolve(struct pcow_image *image, uint64_t first, uint64_t end, GArray *runs);
 
+/* view_next() for what is open, the head included. The image lock is held. */
+int image_next(struct pcow_image *image, uint64_t page, uint64_t end, uint64_t *next);
+
 /* Space of deleted epochs and abandoned heads (collect.c). Takes the image lock for writing again and
  * again, for a short while; the caller has it not. What readers, or a full file system, are in the way of
  * stays pending, which is no error. */

@@ -94,11 +94,27 @@ static int change_unit(struct pcow_image *image, const struct piece *piece, stru
   return ret;
 }
 
+/* How much of [offset, offset + length) nobody has anything of: it is zeros as it is. Whole pages. */
+static int skip_nothing(struct pcow_image *image, uint64_t offset, uint64_t length, uint64_t *skip)
+{
+  uint64_t page = offset >> PAGE_SHIFT, next = page;
+  int ret = image_next(image, page, page + (length >> PAGE_SHIFT), &next);
+
+  *skip = (next - page) << PAGE_SHIFT;
+  return ret;
+}
+
 /* Applies PIECE to [offset, offset + length), unit by unit. The image lock is held for reading. */
 static int change(struct pcow_image *image, struct piece piece, uint64_t offset, uint64_t length)
 {
   uint64_t unit_bytes = image->store->geo.unit_bytes;
+  uint64_t skip = 0;
   int ret = 0;
+
+  if (piece.kind == ZERO && !image->map)
+    ret = skip_nothing(image, offset, length, &skip);
+  offset += skip;
+  length -= skip;
 
   while (ret == 0 && length) {
     uint64_t unit = offset / unit_bytes;
@@ -123,6 +139,11 @@ static int change(struct pcow_image *image, struct piece piece, uint64_t offset,
       piece.buffer += n;
     offset += n;
     length -= n;
+    if (ret == 0 && piece.kind == ZERO && !image->map) {
+      ret = skip_nothing(image, offset, length, &skip);
+      offset += skip;
+      length -= skip;
+    }
   }
   return ret;
 }

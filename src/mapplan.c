@@ -285,18 +285,45 @@ static int build_unit(struct plan *p, uint64_t unit, uint64_t first, uint64_t en
   return ret;
 }
 
+/* Passes over what nobody has anything of. Groups that are to become one piece are gone through. */
+static int build_skip(struct plan *p, uint64_t *page)
+{
+  uint64_t end = p->end, next;
+  int ret;
+
+  if (p->groups) {
+    uint64_t most = map_group_most(p->m), group = (*page >> p->m->unit_shift) / most;
+
+    if (g_hash_table_lookup(p->groups, GSIZE_TO_POINTER(group + 1)))
+      return 0;
+    end = MIN(end, ((group + 1) * most) << p->m->unit_shift);
+  }
+  ret = image_next(p->m->image, *page, end, &next);
+  if (ret == 0 && next < end)
+    next = map_unit_first(p->m, next >> p->m->unit_shift);      /* whole units: a policy is for one */
+  if (ret == 0 && next > *page) {
+    add(p->segments, *page, next - *page, SEGMENT_ZERO, NULL, 0);
+    *page = next;
+  }
+  return ret;
+}
+
 static int build(struct plan *p)
 {
   int ret = 0;
 
   g_array_set_size(p->segments, 0);
-  for (uint64_t page = p->first; ret == 0 && page < p->end;) {
-    uint64_t unit = page >> p->m->unit_shift;
-    uint64_t first = page - map_unit_first(p->m, unit);
-    uint64_t end = MIN(p->end - map_unit_first(p->m, unit), p->m->unit_pages);
+  for (uint64_t page = p->first, from; ret == 0 && page < p->end;) {
+    uint64_t unit;
 
-    ret = build_unit(p, unit, first, end);
-    page += end - first;
+    from = page;
+    ret = build_skip(p, &page);
+    if (ret || page > from)
+      continue;
+    unit = page >> p->m->unit_shift;
+    ret = build_unit(p, unit, page - map_unit_first(p->m, unit),
+                     MIN(p->end - map_unit_first(p->m, unit), p->m->unit_pages));
+    page = map_unit_first(p->m, unit + 1);
   }
   return ret;
 }
@@ -435,9 +462,9 @@ static void note(struct pcow_mapping *m, const struct segment *s)
     uint64_t to = MIN(end, zero + m->unit_pages);
     struct map_unit *mu;
 
-    /* A unit in the middle of zeros needs nothing. */
+    /* Units in the middle of zeros need nothing. */
     if (s->kind == SEGMENT_ZERO && at == zero && to == zero + m->unit_pages) {
-      at = to;
+      at = map_unit_first(m, end >> m->unit_shift);
       continue;
     }
     mu = map_unit_get(m, unit);

@@ -220,6 +220,19 @@ static int rebase_unit(struct rebase *r, uint64_t unit, uint64_t pages)
                                      : add_to_slot(r, unit, chain, wanted, pages, old_runs);
 }
 
+/* Raises *UNIT to the first one of which a base may have something: the others look the same. */
+static int skip_units(const struct rebase *r, uint64_t *unit, uint64_t units)
+{
+  const struct geometry *g = &r->s->geo;
+  uint64_t page = *unit * g->unit_pages, end = units * g->unit_pages, from = end, to = end;
+  int ret = view_next(r->old_base, page, end, &from);
+
+  if (ret == 0)
+    ret = view_next(r->new_base, page, end, &to);
+  *unit = MIN(from, to) < end ? MIN(from, to) / g->unit_pages : units;
+  return ret;
+}
+
 static int rebase_copy(struct rebase *r, pcow_progress_fn progress, void *opaque)
 {
   const struct geometry *g = &r->s->geo;
@@ -228,8 +241,12 @@ static int rebase_copy(struct rebase *r, pcow_progress_fn progress, void *opaque
   r->root = root_epoch(r->s);
   r->limit = seen_of_base(r->s);
   for (uint64_t unit = 0, units = geometry_units(g, r->limit); ret == 0 && unit < units; unit++) {
-    uint64_t start = unit << g->unit_shift;
+    uint64_t start;
 
+    ret = skip_units(r, &unit, units);
+    if (ret || unit == units)
+      break;
+    start = unit << g->unit_shift;
     if (progress && progress(opaque, start, r->limit))
       return fail(ECANCELED, "%s: the rebase was canceled", r->image->path);
     ret = rebase_unit(r, unit, MIN(r->limit - start, g->unit_bytes) >> PAGE_SHIFT);

@@ -152,11 +152,38 @@ int slotwalk_chain(int fd, const char *path, const struct superblock *sb, uint64
   return 0;
 }
 
+/* Like file_read(), but does not read what is a hole. */
+static int read_sparse(int fd, const char *path, uint64_t offset, void *buffer, uint64_t length)
+{
+  uint64_t end = offset + length;
+
+  memset(buffer, 0, length);
+  for (uint64_t at = offset; at < end;) {
+    off_t data = lseek(fd, (off_t)at, SEEK_DATA), hole;
+    int ret;
+
+    if (data < 0 && errno == ENXIO)
+      break;
+    at = data < 0 ? at : (uint64_t)data;
+    hole = at < end ? lseek(fd, (off_t)at, SEEK_HOLE) : -1;
+    if (at >= end)
+      break;
+    length = MIN(end, hole < 0 ? end : (uint64_t)hole) - at;
+    ret = file_read(fd, path, at, (char *)buffer + (at - offset), length, false);
+    if (ret)
+      return ret;
+    at += length;
+  }
+  return 0;
+}
+
 int slotwalk_bitmap(int fd, const char *path, const struct geometry *g, uint64_t index, uint64_t first,
                     uint64_t n, uint64_t *words)
 {
   uint64_t count = bits_words(n);
-  int ret = file_read(fd, path, geometry_bitmap(g, index) + first / 8, words, count * 8, false);
+  uint64_t offset = geometry_bitmap(g, index) + first / 8;
+  int ret = count * 8 > PAGE_BYTES ? read_sparse(fd, path, offset, words, count * 8)
+                                   : file_read(fd, path, offset, words, count * 8, false);
 
   if (ret)
     return ret;

@@ -311,6 +311,115 @@ int view_resolve(struct layer *top, uint64_t first, uint64_t count, GArray *runs
   return 0;
 }
 
+/* The first unit of [unit, end) with a map word, END if none. */
+static int next_unit(struct layer *l, int fd, uint64_t unit, uint64_t end, uint64_t *next)
+{
+  uint64_t words[MAP_WORDS_AT_ONCE];
+
+  for (uint64_t n; unit < end; unit += n) {
+    off_t data = lseek(fd, (off_t)geometry_map_word(unit), SEEK_DATA);
+    uint64_t i = 0;
+    int ret;
+
+    if (data < 0 && errno == ENXIO)
+      break;
+    if (data > 0)
+      unit = MAX(unit, ((uint64_t)data - UNIT_MAP_OFFSET) / 8);
+    if (unit >= end)
+      break;
+    n = MIN(end - unit, MAP_WORDS_AT_ONCE);
+    ret = slotwalk_map_words(fd, l->path, unit, n, words);
+    if (ret)
+      return ret;
+    while (i < n && !words[i])
+      i++;
+    if (i < n) {
+      *next = unit + i;
+      return 0;
+    }
+  }
+  *next = end;
+  return 0;
+}
+
+/* Large units: the first page from PAGE on whose part of some slot's bitmap is no hole; END if none. A
+ * chain that cannot be read is the business of whoever wants its pages. */
+static uint64_t next_in_unit(struct layer *l, int fd, uint64_t page, uint64_t end, uint64_t unit)
+{
+  g_autoptr(GArray) chain = g_array_new(FALSE, FALSE, sizeof(struct slot_info));
+  const struct geometry *g = &l->geo;
+  uint64_t start = unit * g->unit_pages, found = end, word;
+  int ret = layer_walk_begin(l, fd);
+
+  if (ret)
+    return page;
+  ret = slotwalk_map_words(fd, l->path, unit, 1, &word);
+  if (ret == 0)
+    ret = read_chain(l, fd, unit, word, chain);
+  for (unsigned i = 0; ret == 0 && i < chain->len; i++) {
+    uint64_t bitmap = geometry_bitmap(g, g_array_index(chain, struct slot_info, i).index);
+    off_t data = lseek(fd, (off_t)(bitmap + (page - start) / 64 * 8), SEEK_DATA);
+
+    if (data < 0 && errno != ENXIO)
+      found = page;
+    else if (data >= 0 && (uint64_t)data < bitmap + g->bitmap_bytes)
+      found = MIN(found, MAX(page, start + ((uint64_t)data - bitmap) * 8));
+  }
+  layer_walk_end(l, fd);
+  return ret ? page : found;
+}
+
+static int next_in_layer(struct layer *l, uint64_t page, uint64_t end, uint64_t *next)
+{
+  int fd = layer_fd_get(l);
+  int ret = 0;
+
+  if (fd < 0)
+    return fd;
+  if (l->format == BASE_RAW) {
+    off_t data = seek(l, fd, (off_t)(page * PAGE_BYTES), SEEK_DATA);
+
+    *next = data >= 0 ? (uint64_t)data >> PAGE_SHIFT : errno == ENXIO ? end : page;
+  } else {
+    uint64_t unit_pages = l->geo.unit_pages, units = (end + unit_pages - 1) / unit_pages;
+
+    for (*next = page; ret == 0 && *next < end;) {
+      uint64_t unit = 0, stop;
+
+      ret = next_unit(l, fd, *next / unit_pages, units, &unit);
+      *next = MIN(end, MAX(*next, unit * unit_pages));
+      stop = MIN(end, (unit + 1) * unit_pages);
+      if (ret || *next == end || l->geo.bitmap_bytes <= PAGE_BYTES)
+        break;
+      *next = next_in_unit(l, fd, *next, stop, unit);
+      if (*next < stop)
+        break;
+    }
+  }
+  layer_fd_put(l);
+  return ret;
+}
+
+int view_next(struct layer *top, uint64_t page, uint64_t end, uint64_t *next)
+{
+  uint64_t seen = end;          /* what of the layer can be seen ends here */
+  int ret = 0;
+
+  *next = end;
+  for (struct layer *l = top; ret == 0 && l; l = l->base) {
+    uint64_t here = 0;
+
+    seen = MIN(MIN(seen, *next), l->size >> PAGE_SHIFT);
+    if (page >= seen)
+      break;
+    ret = next_in_layer(l, page, seen, &here);
+    if (ret == 0 && here < seen)
+      *next = here;
+    seen = MIN(seen, l->base_limit >> PAGE_SHIFT);
+  }
+  return ret;
+}
+
 unsigned view_find(const GArray *runs, uint64_t page)
 {
   unsigned low = 0, high = runs->len;

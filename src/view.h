@@ -28,6 +28,10 @@ struct run {
  * neighbours that continue each other merged. */
 int view_resolve(struct layer *top, uint64_t first, uint64_t count, GArray *runs);
 
+/* The first page of [page, end) at which TOP or a layer beneath may have something, END if none: what is
+ * passed over reads as zeros. Costs by what the files hold, not by the range. TOP may be NULL. */
+int view_next(struct layer *top, uint64_t page, uint64_t end, uint64_t *next);
+
 /* Resolved units of one layer's view, kept while the view cannot change. Thread-safe. */
 struct view_cache;
 
