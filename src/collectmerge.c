@@ -148,8 +148,8 @@ static int copy_pages(struct store *st, const struct merge *m, uint64_t from, ui
   return ret;
 }
 
-static int copy_runs(struct store *st, const struct merge *m, const uint64_t *bits, uint64_t from, uint64_t to,
-                     uint64_t first, uint64_t end)
+static int copy_runs(struct store *st, const struct merge *m, const uint64_t *bits, uint64_t from,
+                     uint64_t to, uint64_t first, uint64_t end)
 {
   int ret = 0;
 
@@ -179,7 +179,8 @@ static uint64_t part_end(const uint64_t *bits, uint64_t first, uint64_t end)
 /* ---- Up: X's pages to Y ---- */
 
 /* The head, in memory, is the authority for its slot: it fetches the pages from beneath. */
-static int fetch_part(struct pcow_image *image, const struct merge *m, uint64_t unit, uint64_t first, uint64_t end)
+static int fetch_part(struct pcow_image *image, const struct merge *m, uint64_t unit, uint64_t first,
+                      uint64_t end)
 {
   int ret = 0;
   struct unit *u = head_lock_unit(image->head, unit, &ret);
@@ -361,7 +362,8 @@ int merge_visit(struct pcow_image *image, struct merge *m, GArray *chain)
   down = bits_count(m->to_bits, 0, visible);
   if (!up)
     return drop(image, m, from, newer, visible);
-  cheap_down = m->copied_to || (down < up && bits_find(m->to_bits, visible, g->unit_pages, true) == g->unit_pages);
+  cheap_down = m->copied_to ||
+               (down < up && bits_find(m->to_bits, visible, g->unit_pages, true) == g->unit_pages);
   if (has_readers(image, m->from)) {
     fail(EBUSY, "%s: what a deleted snapshot left is being read", st->path);
     ret = squeeze(image, m, from, visible);

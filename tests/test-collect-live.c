@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Snapshots are deleted while threads write to the image, through a map or not, others compare all that they read, and one
- * more takes and deletes snapshots of its own: no reader sees a wrong word, no store is lost, no other
+ * Snapshots are deleted while threads write to the image, through a map or not, others compare all that they
+ * read, and one more takes and deletes snapshots of its own: no reader sees a wrong word, no store is lost, no other
  * snapshot changes, and the space comes back without unmapping.
  *
  *     test-collect-live [--rounds N] [--seed N] [--dir DIR]
@@ -74,9 +74,10 @@ static void check_live(uint64_t page, unsigned word)
   range_load(&got[1], page * 512 + 1);
   range_load(&got[0], page * 512 + word);
   most = atomic_load_explicit(&stored[page], memory_order_acquire) + 1;
-  CHECK(word == 1 || got[0] == live_word(page, word), "page %" PRIu64 ", word %u is 0x%" PRIx64, page, word, got[0]);
-  CHECK(got[1] >= least && got[1] <= most, "page %" PRIu64 " has store %" PRIu64 ", not %u to %u", page, got[1], least,
-        most);
+  CHECK(word == 1 || got[0] == live_word(page, word), "page %" PRIu64 ", word %u is 0x%" PRIx64, page, word,
+        got[0]);
+  CHECK(got[1] >= least && got[1] <= most, "page %" PRIu64 " has store %" PRIu64 ", not %u to %u", page, got[1],
+        least, most);
 }
 
 static void *read_pages(void *argument)
@@ -179,8 +180,8 @@ static void live(uint64_t unit, enum how how, unsigned rounds)
   while (living)
     OK(pcow_snapshot_delete(image, kept[--living].name));
   /* At most one waits for the head to be frozen; its space does not. */
-  CHECK(pending(image) <= (map ? 1 : 0) && slots_a_unit(image) <= (map ? 2 : 1), "%u are pending, a unit has %" PRIu64 " slots",
-        pending(image), slots_a_unit(image));
+  CHECK(pending(image) <= (map ? 1 : 0) && slots_a_unit(image) <= (map ? 2 : 1),
+        "%u are pending, a unit has %" PRIu64 " slots", pending(image), slots_a_unit(image));
   OK(pcow_flush(image));
   data = data_bytes(image->store->fd, geometry_data(&image->store->geo, 1),
                     geometry_file_size(&image->store->geo, image->store->sb.slot_count));
@@ -190,8 +191,8 @@ static void live(uint64_t unit, enum how how, unsigned rounds)
     for (unsigned i = 0; i < 512; i += i == 1 ? 1 : 1 + page % 3)
       check_live(page, i);
   printf("units of %" PRIu64 " KiB, %s: %u deletions, %" PRIu64 " steps, the longest %.2f ms; %u pending\n",
-         unit / KIB, how == NATIVE ? "native map" : map ? "guarded map" : "no map", rounds - LIVING + 1, image->collected.steps,
-         (double)image->collected.longest / 1000, pending(image));
+         unit / KIB, how == NATIVE ? "native map" : map ? "guarded map" : "no map", rounds - LIVING + 1,
+         image->collected.steps, (double)image->collected.longest / 1000, pending(image));
   /* The next snapshot lets it go. */
   OK(pcow_snapshot_create(image, "next"));
   OK(pcow_snapshot_create(image, "after"));

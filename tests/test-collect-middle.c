@@ -49,7 +49,8 @@ static void check_page(pcow_image *view, const char *name, uint64_t page, uint64
 
   OK(pcow_pread(view, words, PAGE, page * PAGE));
   for (unsigned i = 0; i < PAGE / 8; i++)
-    CHECK(words[i] == seed, "%s: page %" PRIu64 " has %" PRIu64 " instead of %" PRIu64, name, page, words[i], seed);
+    CHECK(words[i] == seed, "%s: page %" PRIu64 " has %" PRIu64 " instead of %" PRIu64, name, page, words[i],
+          seed);
 }
 
 static uint64_t data_page(const struct middle *m, bool narrow)
@@ -210,8 +211,8 @@ static void middle(void)
   /* The bitmap of a slot of 128 MiB is one page, and the log grew by what the log grew. */
   if (test_is_tmpfs(path))
     CHECK(shrunk + log_bytes(image->store->fd) - log == (freed + both) * PAGE,
-          "%" PRIu64 " bytes were given back, %" PRIu64 " pages and %" PRIu64 " bitmaps are what only it held", shrunk,
-          freed, both);
+          "%" PRIu64 " bytes were given back, %" PRIu64 " pages and %" PRIu64 " bitmaps are what only it held",
+          shrunk, freed, both);
   CHECK(!pending(image), "something is pending");
   CHECK(image->collected.visits - visited.visits == own, "%" PRIu64 " units were visited, it had slots in %" PRIu64,
         image->collected.visits - visited.visits, own);

@@ -59,7 +59,7 @@ pcow_image *soak_open(const char *path, uint32_t flags, const char *snapshot)
     uint64_t since = now_ms();
     int result;
 
-    options.flags = flags;
+    options.flags = flags | PCOW_OPEN_BASES;
     options.snapshot = snapshot;
     result = pcow_open(path, &options, &image);
     atomic_fetch_add(&me->progress, 1);
