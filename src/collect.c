@@ -23,6 +23,10 @@
 
 #define WALK_WAIT_MS 2000u
 
+/* µs after which the image is unlocked, between two steps: writers of a mapping wait for it. */
+#define HOLD_MAPPED 1000
+#define HOLD 20000
+
 enum step { STEP_END, STEP_MORE, STEP_WAIT };
 
 struct collector {
@@ -294,14 +298,9 @@ static int unit_step(struct collector *c)
 static int step(struct collector *c)
 {
   struct pcow_image *image = c->image;
-  gint64 began;
-  int ret;
+  int ret = store_check(image->store);
 
-  pthread_rwlock_wrlock(&image->lock);
-  began = g_get_monotonic_time();
   image->collected.steps++;
-  image->uncollected = true;
-  ret = store_check(image->store);
   if (ret == 0)
     ret = c->units ? unit_step(c) : choose_step(c);
   if (ret == STEP_END) {
@@ -309,7 +308,24 @@ static int step(struct collector *c)
     if (ret == 0)
       image->uncollected = false;
   }
-  image->collected.longest = MAX(image->collected.longest, (uint64_t)(g_get_monotonic_time() - began));
+  return ret;
+}
+
+/* Short steps go together: the lock prefers readers, and who reads all the time makes each wait. */
+static int locked_steps(struct collector *c)
+{
+  struct pcow_image *image = c->image;
+  gint64 began, spent;
+  int ret;
+
+  pthread_rwlock_wrlock(&image->lock);
+  began = g_get_monotonic_time();
+  image->uncollected = true;
+  do {
+    ret = step(c);
+    spent = g_get_monotonic_time() - began;
+  } while (ret == STEP_MORE && spent < (image->map ? HOLD_MAPPED : HOLD));
+  image->collected.longest = MAX(image->collected.longest, (uint64_t)spent);
   pthread_rwlock_unlock(&image->lock);
   return ret;
 }
@@ -319,7 +335,7 @@ static int run(struct collector *c)
   unsigned waited = 0;
   int ret;
 
-  while ((ret = step(c)) > 0) {
+  while ((ret = locked_steps(c)) > 0) {
     if (ret == STEP_WAIT && waited++ == WALK_WAIT_MS)
       return fail(EBUSY, "%s: readers are at work", c->image->path);
     if (ret == STEP_WAIT)

@@ -17,9 +17,9 @@
 
 /* What collection did through a handle, for tests and measurements. */
 struct collect_counts {
-  uint64_t steps;               /* times that the image was locked */
+  uint64_t steps;
   uint64_t visits;              /* of units, again for each part that was moved */
-  uint64_t longest;             /* µs that a step held the image lock */
+  uint64_t longest;             /* µs that the image was locked */
 };
 
 struct pcow_image {

@@ -60,7 +60,8 @@ static void *write_pages(void *argument)
 
     range_store(page * 512 + 1, &word);
     atomic_store_explicit(&stored[page], number, memory_order_release);
-    if (rng_chance(&mine, 5))
+    /* Calls that lock the image leave others a chance. */
+    if (rng_chance(&mine, range ? 5 : 50))
       usleep(50);
   }
   return NULL;
@@ -84,8 +85,11 @@ static void *read_pages(void *argument)
 {
   struct rng mine = { test_mix((uintptr_t)argument + 99) };
 
-  while (!atomic_load_explicit(&stop, memory_order_relaxed))
+  while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
     check_live(rng_below(&mine, LIVE_PAGES), (unsigned)rng_below(&mine, 512));
+    if (!range && rng_chance(&mine, 50))
+      usleep(50);
+  }
   return NULL;
 }
 
