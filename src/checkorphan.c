@@ -92,7 +92,7 @@ static uint64_t restore(struct check *c, const struct check_cut *cut)
   g_autoptr(GHashTable) by_index = g_hash_table_new(NULL, NULL), hidden = NULL;
   struct check_owners owners;
   uint64_t first = 0;
-  guint heads = 0, n = 0;
+  guint n = 0;
 
   if (!cut->orphans || cut->orphans->len == ORPHANS_MAX)
     return 0;
@@ -106,14 +106,10 @@ static uint64_t restore(struct check *c, const struct check_cut *cut)
   for (guint i = 0; i < cut->orphans->len; i++) {
     uint64_t index = g_array_index(cut->orphans, struct slot_info, i).index;
 
-    if (!g_hash_table_contains(hidden, GSIZE_TO_POINTER(index))) {
+    if (!g_hash_table_contains(hidden, GSIZE_TO_POINTER(index)))
       first = index;
-      heads++;
-    }
   }
-  if (heads != 1)
-    return 0;
-
+  /* All of them must follow from that one. */
   owners_of(c, cut->chain, &owners);
   for (uint64_t index = first; index; n++) {
     const struct slot_info *slot = g_hash_table_lookup(by_index, GSIZE_TO_POINTER(index));
