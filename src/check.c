@@ -168,7 +168,8 @@ static void check_superblocks(struct check *c)
   } else if (a == b && !s->equal) {
     what = "differs from the other one, which has the same sequence";
   } else if (a != b) {
-    check_say(c, "%s: superblock copy %d is one commit behind; the next session makes it equal", c->path, bad);
+    check_say(c, "%s: superblock copy %d is one commit behind; the next session makes it equal", c->path,
+              bad);
   }
   if (what) {
     check_corrupt(c, true);
@@ -314,7 +315,8 @@ static int check_run(struct check *c)
 API int pcow_check(const char *path, uint32_t flags, struct pcow_check_result *result, pcow_check_fn fn,
                    pcow_progress_fn progress, void *opaque)
 {
-  struct check c = { .path = path, .fd = -1, .flags = flags, .fn = fn, .progress = progress, .opaque = opaque };
+  struct check c = { .path = path, .fd = -1, .flags = flags, .fn = fn, .progress = progress,
+                     .opaque = opaque };
   int r;
 
   if (flags & ~CHECK_FLAGS)

@@ -194,11 +194,11 @@ static int take_slot(struct walk *w, const struct pcow_disk_slot *disk, const st
     check_say(c, "%s: unit %" PRIu64 ": the header of slot %" PRIu64 " is damaged", c->path, w->unit,
               slot->index);
   else if (bad == 'e')
-    check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " belongs to epoch %" PRIu32 ", which does not exist yet",
-              c->path, w->unit, slot->index, slot->epoch);
+    check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " belongs to epoch %" PRIu32
+              ", which does not exist yet", c->path, w->unit, slot->index, slot->epoch);
   else if (bad == 'd')
-    check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " is the second one of epoch %" PRIu32, c->path, w->unit,
-              slot->index, slot->epoch);
+    check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " is the second one of epoch %" PRIu32, c->path,
+              w->unit, slot->index, slot->epoch);
   else if (bad == 'o')
     check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " of epoch %" PRIu32 " comes after a slot of an epoch"
               " that it descends from", c->path, w->unit, slot->index, slot->epoch);
@@ -237,10 +237,12 @@ static int walk_chain(struct walk *w, uint64_t at, uint64_t word, bool *cut)
     bool left_out;
 
     if (!is_reference(c, word)) {
-      check_say(c, "%s: unit %" PRIu64 ": the slot reference 0x%" PRIx64 " is not valid", c->path, w->unit, word);
+      check_say(c, "%s: unit %" PRIu64 ": the slot reference 0x%" PRIx64 " is not valid", c->path,
+                w->unit, word);
       *cut = true;
     } else if (checkset_contains(c->reached, index)) {
-      check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " is reached a second time", c->path, w->unit, index);
+      check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " is reached a second time", c->path, w->unit,
+                index);
       *cut = true;
     } else {
       r = judge_header(c, w->unit, index, &w->owners, &disk, &link.slot, &what);

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #define READ_RECORDS 256u       /* at a time */
-#define TRIES_MAX 4096u         /* records of which a wrong bit is looked for: each costs about a millisecond */
+#define TRIES_MAX 4096u         /* records of which a wrong bit is looked for, each about a millisecond */
 #define RECORD_BYTES sizeof(struct pcow_disk_epoch)
 
 struct log {
@@ -85,9 +85,11 @@ static void check_record(struct log *l, uint64_t number, struct pcow_disk_epoch 
   }
   length = le32_get(disk->name_length);
   if (c->plain && (!is_zero(disk->reserved, sizeof disk->reserved) ||
-                   (length <= SNAPSHOT_NAME_MAX && !is_zero(disk->name + length, sizeof disk->name - length)))) {
+                   (length <= SNAPSHOT_NAME_MAX &&
+                    !is_zero(disk->name + length, sizeof disk->name - length)))) {
     check_corrupt(c, false);
-    check_say(c, "%s: record %" PRIu64 " of the epoch log: fields that must be zero are not", c->path, number);
+    check_say(c, "%s: record %" PRIu64 " of the epoch log: fields that must be zero are not", c->path,
+              number);
   }
 }
 

@@ -28,8 +28,8 @@ void check_cut_free(void *data)
 
 /* ---- Finding them ---- */
 
-static void look_at_header(struct check *c, GHashTable *by_unit, GArray *strays, const struct pcow_disk_slot *disk,
-                           uint64_t index)
+static void look_at_header(struct check *c, GHashTable *by_unit, GArray *strays,
+                           const struct pcow_disk_slot *disk, uint64_t index)
 {
   uint64_t unit = le64_get(disk->unit), word = le64_get(disk->previous);
   struct slot_info slot = { .index = index, .unit = unit, .epoch = le32_get(disk->epoch) };
@@ -135,8 +135,8 @@ static int end_cut(struct check *c, const struct check_cut *cut)
   for (guint i = 0; i < cut->orphans->len; i++)
     checkset_add(c->reached, g_array_index(cut->orphans, struct slot_info, i).index);
   c->result.slots += cut->orphans->len;
-  check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " and those behind it, %u in all, are what follows there",
-            c->path, cut->unit, first, cut->orphans->len);
+  check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " and those behind it, %u in all, are what follows"
+            " there", c->path, cut->unit, first, cut->orphans->len);
   if (cut->erased && !checkset_contains(c->reached, cut->erased))
     return check_loss(c, cut->unit, cut->chain, cut->erased, 0, false, 0, cut->orphans);
   return 0;

@@ -22,11 +22,12 @@ static int lock_readers(struct check *c)
   /* To change what a snapshot shows nobody may have it open, not even for a moment in between. */
   if (c->flags & PCOW_CHECK_REPAIR_ALL && c->result.corruptions > c->copy_faults) {
     r = lock_all(c->fd, c->path);
-    return r == -EAGAIN ? fail(EBUSY, "%s: cannot be repaired while its snapshots are being read", c->path) : r;
+    return r == -EAGAIN ? fail(EBUSY, "%s: cannot be repaired while it is being read", c->path) : r;
   }
   r = lock_wait(c->fd, c->path, LOCK_WALK, LOCK_EXCLUSIVE, WALK_WAIT_MS);
-  return r == -EAGAIN ? fail(EBUSY, "%s: leaks cannot be repaired while its snapshots are being read", c->path)
-                      : r;
+  if (r == -EAGAIN)
+    return fail(EBUSY, "%s: leaks cannot be repaired while its snapshots are being read", c->path);
+  return r;
 }
 
 static int commit(struct check *c, struct persist *p, bool dirty)

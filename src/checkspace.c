@@ -49,7 +49,8 @@ static int check_bitmap(struct space *s, uint64_t index)
   if (c->geo.unit_pages < 64 && s->bits[0] >> c->geo.unit_pages) {
     bits_clear(s->bits, c->geo.unit_pages, 64);
     check_corrupt(c, check_add_word(c, geometry_bitmap(&c->geo, index), s->bits[0]));
-    check_say(c, "%s: slot %" PRIu64 ": bits beyond the pages of a unit are set in its bitmap", c->path, index);
+    check_say(c, "%s: slot %" PRIu64 ": bits beyond the pages of a unit are set in its bitmap", c->path,
+              index);
   }
   return 0;
 }
@@ -172,8 +173,8 @@ static void unused(struct space *s, uint64_t from, uint64_t end)
     return;
   c->result.leaks++;
   c->result.leaked_size += bytes;
-  check_say(c, "%s: bytes %" PRIu64 "-%" PRIu64 " belong to nothing, but hold %" PRIu64 " bytes", c->path, from,
-            end - 1, bytes);
+  check_say(c, "%s: bytes %" PRIu64 "-%" PRIu64 " belong to nothing, but hold %" PRIu64 " bytes", c->path,
+            from, end - 1, bytes);
 }
 
 static int check_group(struct space *s, uint64_t first)

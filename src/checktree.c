@@ -84,7 +84,8 @@ void check_tree(struct check *c)
   g_array_append_val(stack, root);
   g_array_index(places, struct place, root).node->first = number++;
   while (stack->len) {
-    struct place *place = &g_array_index(places, struct place, g_array_index(stack, uint32_t, stack->len - 1));
+    uint32_t top = g_array_index(stack, uint32_t, stack->len - 1);
+    struct place *place = &g_array_index(places, struct place, top);
     uint32_t child = place->child;
 
     if (!child) {

@@ -94,7 +94,8 @@ struct pcow_check_result damage_check(const char *path, uint32_t flags)
 
 void damage_must_say(const char *text)
 {
-  CHECK(damage_said && strstr(damage_said, text), "no finding says '%s':\n%s", text, damage_said ? damage_said : "nothing was found");
+  CHECK(damage_said && strstr(damage_said, text), "no finding says '%s':\n%s", text,
+        damage_said ? damage_said : "nothing was found");
 }
 
 void damage_must_not_say(const char *text)
@@ -139,16 +140,21 @@ void damage_repair(struct world *w, const char *label)
   pcow_image *image;
 
   CHECK(corruptions > 0, "%s: nothing was found", label);
-  CHECK(result.repairable == corruptions, "%s: result.repairable is %llu", label, (unsigned long long)result.repairable);
+  CHECK(result.repairable == corruptions, "%s: result.repairable is %llu", label,
+        (unsigned long long)result.repairable);
   result = damage_check(w->path, PCOW_CHECK_REPAIR_LEAKS);
-  CHECK(result.repaired == 0, "%s: result.repaired is %llu", label, (unsigned long long)result.repaired);
+  CHECK(result.repaired == 0, "%s: result.repaired is %llu", label,
+        (unsigned long long)result.repaired);
   result = damage_check(w->path, PCOW_CHECK_REPAIR_ALL);
-  CHECK(result.corruptions == corruptions, "%s: result.corruptions is %llu", label, (unsigned long long)result.corruptions);
-  CHECK(result.repaired == result.corruptions + result.leaks, "%s: result.repaired is %llu", label, (unsigned long long)result.repaired);
+  CHECK(result.corruptions == corruptions, "%s: result.corruptions is %llu", label,
+        (unsigned long long)result.corruptions);
+  CHECK(result.repaired == result.corruptions + result.leaks, "%s: result.repaired is %llu", label,
+        (unsigned long long)result.repaired);
   damage_compare(w, label);
   test_check_clean(w->path);
   result = damage_check(w->path, PCOW_CHECK_REPAIR_ALL);
-  CHECK(result.repaired == 0, "%s: result.repaired is %llu", label, (unsigned long long)result.repaired);
+  CHECK(result.repaired == 0, "%s: result.repaired is %llu", label,
+        (unsigned long long)result.repaired);
   CHECK(!damage_said, "%s: repaired, and yet: %s", label, damage_said);
   image = test_open(w->path, PCOW_OPEN_RDWR, NULL);
   OK(pcow_pwrite(image, "still writable", 14, 2 * UNIT));

@@ -37,7 +37,9 @@
 enum kind { SUPERBLOCK, RECORD, HEADER, RESERVED, REFERENCE, BITMAP, KINDS };
 enum outcome { BY_OPEN, BY_CHECK, AS_LEAK, NO_EFFECT, ONE_PAGE, OUTCOMES };
 
-static const char *const kind_names[KINDS] = { "superblock", "record", "header", "reserved", "reference", "bitmap" };
+static const char *const kind_names[KINDS] = {
+  "superblock", "record", "header", "reserved", "reference", "bitmap",
+};
 
 static const char *const names[VIEWS] = { NULL, "a", "c", "d" };
 static struct content views[VIEWS];
@@ -159,7 +161,8 @@ static enum outcome judge(enum kind kind, bool used, bool beyond, uint64_t page,
           "a damaged header is taken");
     return used ? BY_OPEN : NO_EFFECT;
   case RESERVED:
-    CHECK(!look.refused && !look.pages && found == used, "reserved bytes of a header count, or are not found");
+    CHECK(!look.refused && !look.pages && found == used,
+          "reserved bytes of a header count, or are not found");
     return used ? BY_CHECK : NO_EFFECT;
   case REFERENCE:
     if (found)
@@ -169,7 +172,8 @@ static enum outcome judge(enum kind kind, bool used, bool beyond, uint64_t page,
     CHECK(!used && !look.refused && !look.pages, "a damaged reference is taken");
     return NO_EFFECT;
   default:
-    CHECK(!look.refused && (!look.pages || look.page == page), "a bit of a bitmap changes more than its page");
+    CHECK(!look.refused && (!look.pages || look.page == page),
+          "a bit of a bitmap changes more than its page");
     CHECK(beyond ? found && !look.pages : !found, "bits beyond the unit are %sfound", found ? "" : "not ");
     CHECK(used || (!look.pages && !result.leaks), "a bitmap of a free slot counts");
     return found ? BY_CHECK : result.leaks ? AS_LEAK : look.pages ? ONE_PAGE : NO_EFFECT;

@@ -82,7 +82,11 @@ START_TEST(reference_ambiguous)
 {
   struct world w = damage_make("ambiguous");
   uint64_t slot = damage_newest(w.path, 4);
-  struct pcow_disk_slot header = { .magic = le32_make(SLOT_MAGIC), .unit = le64_make(4), .epoch = le32_make(2) };
+  struct pcow_disk_slot header = {
+    .magic = le32_make(SLOT_MAGIC),
+    .unit = le64_make(4),
+    .epoch = le32_make(2),
+  };
 
   header.crc = le32_make(slot_identity_crc(4, 2, 30));
   header.previous = le64_make(SLOT_REF(damage_older(w.path, slot)));
@@ -142,7 +146,8 @@ START_TEST(header_reserved)
 {
   struct world w = damage_make("reserved");
 
-  damage_flip(w.path, geometry_header(damage_geo(), damage_newest(w.path, 2)) + (_i ? 56 : 0), UINT64_C(1) << 40);
+  damage_flip(w.path, geometry_header(damage_geo(), damage_newest(w.path, 2)) + (_i ? 56 : 0),
+              UINT64_C(1) << 40);
   damage_check(w.path, 0);
   damage_must_say("that must be zero are not");
   damage_repair(&w, "reserved fields are zero");

@@ -77,7 +77,8 @@ static void print_human(const GPtrArray *findings, const struct pcow_check_resul
   if (quiet)
     return;
   if (r->pending)
-    output_printf("%" G_GUINT64_FORMAT " deleted snapshots wait for their space to be collected.\n", r->pending);
+    output_printf("%" G_GUINT64_FORMAT " deleted snapshots wait for their space to be collected.\n",
+                  r->pending);
   if (status(r) == CHECK_CLEAN)
     output_printf("No errors were found on the image.\n");
   output_printf("%" G_GUINT64_FORMAT " slots in use, %" G_GUINT64_FORMAT " pages present\n", r->slots,
