@@ -381,7 +381,9 @@ struct pcow_map_options {
   uint64_t dram_limit; /* bytes of DRAM for clean copies of lower pages where they cannot be mapped;
                           0: 256 MiB */
   pcow_nospace_fn nospace; /* NULL: the storing thread gets SIGBUS (a system call -EFAULT), as from
-                              any mapped file, and the log callback a sentence */
+                              any mapped file, and the log callback a sentence. At the system's limit
+                              of memory areas, where not even that can be arranged, it is held until
+                              pcow_mapping_resume(), and the log callback gets a sentence */
   void *opaque;
 };
 

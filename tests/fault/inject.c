@@ -41,7 +41,7 @@ static const struct {
   [CALL_MMAP] = { "mmap", { ENOMEM } },
   [CALL_MREMAP] = { "mremap", { ENOMEM } },
   [CALL_MPROTECT] = { "mprotect", { ENOMEM } },
-  [CALL_MADVISE] = { "madvise", { ENOMEM, EFAULT } },
+  [CALL_MADVISE] = { "madvise", { ENOMEM, EFAULT, EHWPOISON } },
   [CALL_OPEN] = { "open", { EMFILE, EACCES } },
   [CALL_LOCK] = { "lock", { ENOLCK, EAGAIN } },
   [CALL_USERFAULTFD] = { "userfaultfd", { EPERM, ENOSYS, EMFILE } },

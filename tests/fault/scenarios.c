@@ -99,8 +99,7 @@ static int create(uint32_t flags, bool over_base)
     options.base = world->base;
     options.base_format = PCOW_FORMAT_PCOW;
   }
-  inject_arm(true);
-  return op_done("create", pcow_create(world->path, SIZE, &options), false);
+  return RUN("create", false, pcow_create(world->path, SIZE, &options));
 }
 
 static void run_create(void)

@@ -19,6 +19,11 @@
 #include <unistd.h>
 
 #define SECONDS 20u             /* for a case that hangs; one takes milliseconds */
+#ifdef __SANITIZE_ADDRESS__
+#define MOST 1
+#else
+#define MOST 3
+#endif
 
 static unsigned cases, kills, failed;
 static uint64_t most;
@@ -201,7 +206,7 @@ int main(int argc, char **argv)
   test_force_pmem(argv);
   test_dir(argc, argv);
   rng.state = test_seed(argc, argv);
-  most = test_option(argc, argv, "--most", 3);
+  most = test_option(argc, argv, "--most", MOST);
   world = mmap(NULL, sizeof *world, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   CHECK(world != MAP_FAILED, "no memory");
   inject_init(&world->counts);

@@ -80,6 +80,11 @@ bool the_fault_is(enum call call);
 /* After inject_plan() with another one. */
 void world_restore_plan(void);
 
+/* CALL with faults; notes when it met a failing fdatasync(2) of the image. */
+#define RUN(what, promises, call) (run_begin(), run_end(what, promises, call))
+void run_begin(void);
+int run_end(const char *what, bool promises, int result);
+
 /* An operation returned RESULT: checks its sentence. PROMISES: success means that all is durable. */
 int op_done(const char *what, int result, bool promises);
 
