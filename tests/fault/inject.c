@@ -93,7 +93,11 @@ WRAP(int, fallocate64, int fd, int mode, off_t offset, off_t length)
            ? -1 : __real_fallocate64(fd, mode, offset, length);
 }
 
-WRAP(int, ftruncate64, int fd, off_t length) { return hit(CALL_FTRUNCATE) ? -1 : __real_ftruncate64(fd, length); }
+WRAP(int, ftruncate64, int fd, off_t length)
+{
+  return hit(CALL_FTRUNCATE) ? -1 : __real_ftruncate64(fd, length);
+}
+
 WRAP(int, fdatasync, int fd) { return hit(CALL_FDATASYNC) ? -1 : __real_fdatasync(fd); }
 WRAP(int, fsync, int fd) { return hit(CALL_FSYNC) ? -1 : __real_fsync(fd); }
 
@@ -117,8 +121,16 @@ WRAP(ssize_t, pread64, int fd, void *buffer, size_t count, off_t offset)
   return __real_pread64(fd, buffer, give == GIVE_SHORT ? (count + 1) / 2 : count, offset);
 }
 
-WRAP(ssize_t, read, int fd, void *buffer, size_t count) { return hit(CALL_READ) ? -1 : __real_read(fd, buffer, count); }
-WRAP(off_t, lseek64, int fd, off_t offset, int whence) { return hit(CALL_LSEEK) ? -1 : __real_lseek64(fd, offset, whence); }
+WRAP(ssize_t, read, int fd, void *buffer, size_t count)
+{
+  return hit(CALL_READ) ? -1 : __real_read(fd, buffer, count);
+}
+
+WRAP(off_t, lseek64, int fd, off_t offset, int whence)
+{
+  return hit(CALL_LSEEK) ? -1 : __real_lseek64(fd, offset, whence);
+}
+
 WRAP(int, fstat64, int fd, struct stat *st) { return hit(CALL_FSTAT) ? -1 : __real_fstat64(fd, st); }
 
 WRAP(void *, mmap64, void *address, size_t length, int prot, int flags, int fd, off_t offset)

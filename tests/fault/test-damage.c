@@ -307,7 +307,8 @@ static void address_space(void)
     build();
     bytes = abort_bytes(more, &status);
     if (WIFSIGNALED(status) && (WTERMSIG(status) == SIGTRAP || WTERMSIG(status) == SIGABRT) && bytes) {
-      CHECK(bytes <= 64 * KIB, "with %" PRIu64 " KiB GLib ended the process for %" PRIu64 " bytes", more / KIB, bytes);
+      CHECK(bytes <= 64 * KIB, "with %" PRIu64 " KiB GLib ended the process for %" PRIu64 " bytes",
+            more / KIB, bytes);
       ended++;
       continue;
     }

@@ -232,7 +232,8 @@ int do_close(void)
   return result;
 }
 
-static int write_value(const char *what, uint64_t page, uint64_t count, uint64_t seed, int (*call)(uint64_t, uint64_t, uint64_t))
+static int write_value(const char *what, uint64_t page, uint64_t count, uint64_t seed,
+                       int (*call)(uint64_t, uint64_t, uint64_t))
 {
   int result;
 
