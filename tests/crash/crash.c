@@ -21,7 +21,8 @@
 #define RUN_SECONDS 240         /* for one run: more is a hang */
 
 static const struct scenario *const all[] = {
-  scenarios_pages, scenarios_tree, scenarios_base, scenarios_order,
+  scenarios_pages, scenarios_tree, scenarios_base, scenarios_map, scenarios_review,
+  scenarios_order, scenarios_killed,
 };
 
 static const char help[] =

@@ -293,6 +293,8 @@ void lab_explore(struct lab *lab)
 
   if (!lab->media || lab->quiet)
     return;
+  if (lab->look)
+    lab->look(lab);
   pending = media_pending(lab->media);
   if (!is_news(lab, pending))
     return;
@@ -313,7 +315,8 @@ void lab_explore(struct lab *lab)
   if (pending > counters->pending_most)
     counters->pending_most = pending;
   media_states(lab->media, lab->states, lab->limit, visit, lab);
-  if (lab->depth == 0 && options.kill_in && rng_below(&lab->rng, options.kill_in) == 0)
+  /* Threads go on storing: what all see then is more than was expected at the cut. */
+  if (lab->depth == 0 && !lab->threads && options.kill_in && rng_below(&lab->rng, options.kill_in) == 0)
     visit_killed(lab);
   for (unsigned i = 0; lab->threads && i < lab->subjects->len; i++) {
     struct subject *s = g_ptr_array_index(lab->subjects, i);

@@ -27,6 +27,7 @@ struct options {
   unsigned kill_in;             /* the same for SIGKILL and cuts */
   const char *keep;             /* directory for the state that fails, or NULL */
   bool pmem;
+  bool empty_only;              /* pages are emptied in each state */
   bool verbose;
 };
 
@@ -53,6 +54,9 @@ struct lab {
   /* Puts into DIR what the media do not watch. NULL: nothing changes but what they watch. */
   void (*place)(struct lab *lab, const char *dir, struct rng *rng);
   void *place_opaque;
+  /* Called at every cut. NULL: nothing. */
+  void (*look)(struct lab *lab);
+  void *look_opaque;
 };
 
 /* A laboratory in a new directory under the program's. */

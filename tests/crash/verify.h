@@ -17,6 +17,8 @@ void verify_lab(struct lab *lab, struct rng *rng);
 void verify_choose(struct subject *s);
 /* The open image must read as it should now: head and snapshots. */
 void verify_now(struct subject *s);
+/* The snapshot was taken while threads stored: it is from now on what it turned out to be. */
+void verify_snapshot(struct subject *s, const char *name);
 /* What an open handle of one snapshot shows must be V. */
 void verify_handle(struct lab *lab, pcow_image *image, const struct face *v, const char *what);
 /* No corruption. */

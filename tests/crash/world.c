@@ -140,17 +140,21 @@ static void cell_latest(const struct cell *c, unsigned char *bytes, bool words)
 static void cell_settle(struct cell *c, bool words)
 {
   unsigned char bytes[PCOW_PAGE_SIZE];
-  unsigned kept = 0;
+  unsigned kept = 0, from = 0;
 
   if (!c->count)
     return;
+  /* A page that was written after a word has it. */
+  for (unsigned i = 0; i < c->count; i++)
+    if (c->later[i].page)
+      from = i + 1;
   cell_latest(c, bytes, words);
   page_set(&c->durable, bytes);
   for (unsigned i = 0; i < c->count; i++) {
     struct later l = c->later[i];
 
     page_drop(l.page);
-    if (!l.page && !(l.stored && words))
+    if (!l.page && !(l.stored && (words || i < from)))
       c->later[kept++] = l;
   }
   c->count = kept;
@@ -264,28 +268,37 @@ void face_stored(struct face *v, uint64_t offset, uint64_t value)
   }
 }
 
+/* The word is VALUE in the page, which others may share. */
+static void page_put(struct page **page, uint32_t word, uint64_t value)
+{
+  unsigned char bytes[PCOW_PAGE_SIZE];
+
+  memcpy(bytes, (*page)->bytes, PCOW_PAGE_SIZE);
+  word_put(bytes, word, value);
+  page_set(page, bytes);
+}
+
 void face_persisted(struct face *v, uint64_t offset, uint64_t length)
 {
   for (uint64_t page = offset / PAGE; page * PAGE < offset + length; page++) {
     struct cell *c = &v->cells[page];
-    unsigned char bytes[PCOW_PAGE_SIZE];
-    uint64_t start = page * PAGE;
     unsigned kept = 0;
 
-    if (!c->count)
-      continue;
-    memcpy(bytes, c->durable->bytes, PCOW_PAGE_SIZE);
     for (unsigned i = 0; i < c->count; i++) {
       struct later l = c->later[i];
-      uint64_t at = start + l.word * 8;
+      uint64_t at = page * PAGE + l.word * 8;
 
-      if (!l.page && l.stored && at >= offset && at < offset + length)
-        word_put(bytes, l.word, l.value);
-      else
+      if (l.page || !l.stored || at < offset || at >= offset + length) {
         c->later[kept++] = l;
+        continue;
+      }
+      /* Whatever the page was to become before, this word came after it. */
+      page_put(&c->durable, l.word, l.value);
+      for (unsigned k = 0; k < kept; k++)
+        if (c->later[k].page)
+          page_put(&c->later[k].page, l.word, l.value);
     }
     c->count = kept;
-    page_set(&c->durable, bytes);
   }
 }
 
