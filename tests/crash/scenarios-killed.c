@@ -1,0 +1,548 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Scenarios for steps of the ordering rules that matter to somebody else than who leaves them out: to the
+ * process that comes after one that was killed, to an overlay, to who finds a superblock decayed. Without a
+ * model: what an image showed to who opened it must be there after the cut.
+ */
+#include "scenarios.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SIZE (2 * UNIT)
+
+/* Media of a laboratory without subjects, and a second one for the process that comes after a SIGKILL. */
+struct bench {
+  struct lab *lab;
+  struct media *media, *killed_media;
+  char *killed, *killed_states;
+  unsigned cut, kill_at;
+  unsigned char *expected;      /* SIZE bytes that an image shows */
+  unsigned char *zeros;         /* as many */
+  void (*on_cut)(struct bench *b);
+  media_state_fn on_state;      /* of the second process */
+};
+
+static char *in(const char *dir, const char *name) { return g_build_filename(dir, name, NULL); }
+
+static void on_cut(void *opaque)
+{
+  struct bench *b = opaque;
+
+  b->cut++;
+  if (b->on_cut && !b->lab->quiet)
+    b->on_cut(b);
+}
+
+static void bench_begin(struct bench *b, struct lab *lab, void (*fn)(struct bench *b))
+{
+  b->lab = lab;
+  b->on_cut = fn;
+  b->killed = g_strdup_printf("%s.killed", lab->dir);
+  b->killed_states = g_strdup_printf("%s.killed.states", lab->dir);
+  SYS(mkdir(b->killed, 0700));
+  SYS(mkdir(b->killed_states, 0700));
+  b->media = media_new(lab->dir, rng_next(&lab->rng), on_cut, b);
+}
+
+static void empty(const char *path)
+{
+  GDir *dir = g_dir_open(path, 0, NULL);
+  const char *name;
+
+  while (dir && (name = g_dir_read_name(dir))) {
+    g_autofree char *file = in(path, name);
+
+    unlink(file);
+  }
+  if (dir)
+    g_dir_close(dir);
+}
+
+static void bench_end(struct bench *b)
+{
+  media_free(b->media);
+  empty(b->killed);
+  empty(b->killed_states);
+  rmdir(b->killed);
+  rmdir(b->killed_states);
+  g_free(b->killed);
+  g_free(b->killed_states);
+  g_free(b->expected);
+  g_free(b->zeros);
+}
+
+static pcow_image *open_in(struct bench *b, const char *dir, const char *name, uint32_t flags)
+{
+  struct pcow_open_options how = PCOW_INIT(how);
+  g_autofree char *path = in(dir, name);
+  pcow_image *image;
+
+  how.flags = flags;
+  if (pcow_open(path, &how, &image))
+    lab_fail(b->lab, "%s does not open: %s", name, pcow_errormsg());
+  return image;
+}
+
+/* The first SIZE bytes that an image shows, and its size; to be freed. */
+static unsigned char *content_of(struct bench *b, const char *dir, const char *name, uint32_t flags)
+{
+  unsigned char *bytes = g_malloc(SIZE + sizeof(uint64_t));
+  pcow_image *image = open_in(b, dir, name, flags);
+  struct pcow_info info = PCOW_INIT(info);
+
+  OK(pcow_get_info(image, &info));
+  memcpy(bytes + SIZE, &info.virtual_size, sizeof(uint64_t));
+  if (pcow_pread(image, bytes, SIZE, 0) || pcow_close(image))
+    lab_fail(b->lab, "%s cannot be read: %s", name, pcow_errormsg());
+  return bytes;
+}
+
+static int as_expected(void *opaque, const char *dir, const char *name, uint32_t flags)
+{
+  struct bench *b = opaque;
+  g_autofree unsigned char *bytes = content_of(b, dir, name, flags);
+
+  atomic_fetch_add(&counters->states, 1);
+  if (memcmp(bytes, b->expected, SIZE))
+    lab_fail(b->lab, "%s shows something else", name);
+  return 0;
+}
+
+static void write_pages(struct bench *b, const char *dir, const char *name, unsigned count)
+{
+  pcow_image *image = open_in(b, dir, name, PCOW_OPEN_RDWR);
+  unsigned char bytes[PCOW_PAGE_SIZE];
+
+  while (count--) {
+    rng_fill(&b->lab->rng, bytes, PAGE);
+    OK(pcow_pwrite(image, bytes, PAGE, rng_below(&b->lab->rng, SIZE / PAGE) * PAGE));
+  }
+  OK(pcow_close(image));
+}
+
+static void create_in(const char *dir, const char *name, const char *base)
+{
+  g_autofree char *path = in(dir, name);
+
+  test_create(path, SIZE, UNIT, base, base ? PCOW_FORMAT_PCOW : PCOW_FORMAT_NONE, NULL);
+}
+
+/* Rule 6: a rebase is killed, another process does it again, and the power is cut. */
+static int rebased_state(void *opaque, const struct media_state *state)
+{
+  struct bench *b = opaque;
+
+  (void)state;
+  return as_expected(b, b->killed_states, "img", PCOW_OPEN_RDWR);
+}
+
+static void rebase_to_other(struct bench *b, const char *dir)
+{
+  struct pcow_rebase_options how = PCOW_INIT(how);
+  pcow_image *image = open_in(b, dir, "img", PCOW_OPEN_RDWR);
+
+  how.base = "other";
+  how.base_format = PCOW_FORMAT_PCOW;
+  OK(pcow_rebase(image, &how));
+  OK(pcow_close(image));
+}
+
+static void explore_killed(void *opaque)
+{
+  struct bench *b = opaque;
+
+  media_states(b->killed_media, b->killed_states, 8, rebased_state, b);
+}
+
+static void kill_rebase(struct bench *b)
+{
+  static const char *const names[] = { "base", "other" };
+
+  if (b->cut != b->kill_at)
+    return;
+  b->killed_media = media_killed(b->media, b->killed, explore_killed, b);
+  for (unsigned i = 0; i < 2; i++) {
+    g_autofree char *from = in(b->lab->dir, names[i]), *to = in(b->killed, names[i]);
+    g_autofree char *state = in(b->killed_states, names[i]);
+
+    copy_file(from, to);
+    copy_file(from, state);
+  }
+  rebase_to_other(b, b->killed);
+  explore_killed(b);
+  media_free(b->killed_media);
+}
+
+static void rebase_killed(struct lab *lab)
+{
+  struct bench b = { 0 };
+
+  create_in(lab->dir, "base", NULL);
+  create_in(lab->dir, "other", NULL);
+  b.lab = lab;
+  write_pages(&b, lab->dir, "base", 20);
+  b.expected = content_of(&b, lab->dir, "base", 0);
+  create_in(lab->dir, "img", "base");
+  bench_begin(&b, lab, kill_rebase);
+  b.kill_at = 1 + (unsigned)rng_below(&lab->rng, 12);
+  rebase_to_other(&b, lab->dir);
+  bench_end(&b);
+}
+
+/* What the process after the killed one can leave. */
+static void explore_state(void *opaque)
+{
+  struct bench *b = opaque;
+
+  media_states(b->killed_media, b->killed_states, 60, b->on_state, b);
+}
+
+/* 9.2: whoever lies over the head must not open over another content. */
+static int tag_state(void *opaque, const struct media_state *state)
+{
+  struct bench *b = opaque;
+  g_autofree unsigned char *bytes = content_of(b, b->lab->states, "base", 0);
+  g_autofree char *path = in(b->lab->states, "img");
+  pcow_image *image;
+
+  (void)state;
+  atomic_fetch_add(&counters->states, 1);
+  if (!memcmp(bytes, b->expected, SIZE) || pcow_open(path, NULL, &image))
+    return 0;
+  lab_fail(b->lab, "the image opens over a base that has changed");
+}
+
+static void explore_tag(struct bench *b) { media_states(b->media, b->lab->states, 8, tag_state, b); }
+
+static void base_tag(struct lab *lab)
+{
+  struct bench b = { 0 };
+
+  create_in(lab->dir, "base", NULL);
+  create_in(lab->dir, "img", "base");
+  lab_static(lab, "img");
+  b.lab = lab;
+  b.expected = content_of(&b, lab->dir, "base", 0);
+  bench_begin(&b, lab, explore_tag);
+  write_pages(&b, lab->dir, "base", 3);
+  explore_tag(&b);
+  bench_end(&b);
+}
+
+/* 12.9: the overlay shows the same at each moment of a commit into its base. */
+static void place_raw(struct bench *b)
+{
+  g_autofree char *from = in(b->lab->dir, "raw"), *synced = in(b->killed, "raw");
+  g_autofree char *state = in(b->lab->states, "raw");
+  static uint64_t times;
+  struct stat st;
+
+  /* A raw file is durable as it was at its last fsync(2), or anything later. */
+  SYS(stat(from, &st));
+  if (b->cut == 1 || lab_synced(st.st_ino) != times)
+    copy_file(from, synced);
+  times = lab_synced(st.st_ino);
+  copy_file(rng_chance(&b->lab->rng, 50) ? synced : from, state);
+}
+
+static int committed_state(void *opaque, const struct media_state *state)
+{
+  struct bench *b = opaque;
+
+  (void)state;
+  if (b->kill_at)
+    place_raw(b);
+  return as_expected(b, b->lab->states, "img", 0);
+}
+
+static void explore_commit(struct bench *b) { media_states(b->media, b->lab->states, 6, committed_state, b); }
+
+static void commit_into(struct lab *lab, bool raw)
+{
+  struct bench b = { .kill_at = raw };
+  pcow_image *image;
+
+  b.lab = lab;
+  if (raw) {
+    g_autofree char *path = in(lab->dir, "raw"), *bytes = g_malloc0(SIZE);
+    g_autofree char *img = in(lab->dir, "img");
+
+    CHECK(g_file_set_contents(path, bytes, SIZE, NULL), "cannot write %s", path);
+    test_create(img, SIZE, UNIT, "raw", PCOW_FORMAT_RAW, NULL);
+  } else {
+    create_in(lab->dir, "base", NULL);
+    create_in(lab->dir, "img", "base");
+  }
+  bench_begin(&b, lab, explore_commit);
+  lab->quiet = true;
+  write_pages(&b, lab->dir, "img", 6);
+  if (!raw) {
+    image = open_in(&b, lab->dir, "img", 0); /* both are watched from here on */
+    OK(pcow_close(image));
+    OK(pcow_close(open_in(&b, lab->dir, "base", PCOW_OPEN_RDWR)));
+  }
+  b.expected = content_of(&b, lab->dir, "img", 0);
+  b.cut = 0;
+  lab->quiet = false;
+  image = open_in(&b, lab->dir, "img", PCOW_OPEN_RDWR);
+  OK(pcow_commit(image, NULL, NULL));
+  OK(pcow_close(image));
+  explore_commit(&b);
+  bench_end(&b);
+}
+
+static void commit_pcow(struct lab *lab) { commit_into(lab, false); }
+
+static void commit_raw(struct lab *lab) { commit_into(lab, true); }
+
+/* Another process takes the place of one that was killed, at any of its cuts, and its cuts are explored. */
+static void go_on_killed(struct bench *b, media_state_fn fn, void (*work)(struct bench *b))
+{
+  if (b->cut != b->kill_at)
+    return;
+  b->on_state = fn;
+  b->killed_media = media_killed(b->media, b->killed, explore_state, b);
+  work(b);
+  explore_state(b);
+  media_free(b->killed_media);
+}
+
+/* Rule 5: the superblocks of a session that was killed while it closed. */
+static int closed_state(void *opaque, const struct media_state *state)
+{
+  struct bench *b = opaque;
+
+  (void)state;
+  return as_expected(b, b->killed_states, "img", PCOW_OPEN_RDWR);
+}
+
+static void open_killed(struct bench *b) { OK(pcow_close(open_in(b, b->killed, "img", PCOW_OPEN_RDWR))); }
+
+static void kill_close(struct bench *b) { go_on_killed(b, closed_state, open_killed); }
+
+static void close_killed(struct lab *lab)
+{
+  struct bench b = { .kill_at = 1 + (unsigned)rng_below(&lab->rng, 5) };
+  unsigned char bytes[16] = "flushed";
+  pcow_image *image;
+
+  create_in(lab->dir, "img", NULL);
+  bench_begin(&b, lab, kill_close);
+  lab->quiet = true;
+  image = open_in(&b, lab->dir, "img", PCOW_OPEN_RDWR);
+  OK(pcow_pwrite(image, bytes, sizeof(bytes), PAGE));
+  OK(pcow_flush(image));
+  b.expected = g_malloc0(SIZE);
+  memcpy(b.expected + PAGE, bytes, sizeof(bytes));
+  b.cut = 0;
+  lab->quiet = false;
+  OK(pcow_close(image));
+  bench_end(&b);
+}
+
+/* 12.6: a shrink is killed, another process makes it larger: what was there is zeros. */
+#define SMALL (UNIT + 3 * PAGE)
+
+static int grown_state(void *opaque, const struct media_state *state)
+{
+  struct bench *b = opaque;
+  pcow_image *image = open_in(b, b->killed_states, "img", 0);
+  struct pcow_info info = PCOW_INIT(info);
+  g_autofree unsigned char *bytes = g_malloc0(SIZE);
+  bool small;
+
+  (void)state;
+  atomic_fetch_add(&counters->states, 1);
+  OK(pcow_get_info(image, &info));
+  OK(pcow_pread(image, bytes, MIN(info.virtual_size, SIZE), 0));
+  OK(pcow_close(image));
+  small = memcmp(bytes + SMALL, b->expected + SMALL, SIZE - SMALL) != 0;
+  if (small && info.virtual_size > SMALL && memcmp(bytes + SMALL, b->zeros, SIZE - SMALL))
+    lab_fail(b->lab, "what was cut off is seen again");
+  if (memcmp(bytes, b->expected, SMALL))
+    lab_fail(b->lab, "what was not cut off is lost");
+  if (info.virtual_size > SIZE && !small)
+    lab_fail(b->lab, "what was cut off is seen after the growth");
+  return 0;
+}
+
+static void grow_killed(struct bench *b)
+{
+  pcow_image *image = open_in(b, b->killed, "img", PCOW_OPEN_RDWR);
+  struct pcow_info info = PCOW_INIT(info);
+
+  OK(pcow_get_info(image, &info));
+  if (info.virtual_size == SMALL)
+    OK(pcow_resize(image, SIZE + PAGE, 0));
+  OK(pcow_close(image));
+}
+
+static void kill_shrink(struct bench *b) { go_on_killed(b, grown_state, grow_killed); }
+
+static void shrink_killed(struct lab *lab)
+{
+  struct bench b = { .kill_at = 2 + (unsigned)rng_below(&lab->rng, 8) };
+  pcow_image *image;
+
+  create_in(lab->dir, "img", NULL);
+  b.lab = lab;
+  write_pages(&b, lab->dir, "img", 24);
+  b.expected = content_of(&b, lab->dir, "img", 0);
+  b.zeros = g_malloc0(SIZE);
+  bench_begin(&b, lab, kill_shrink);
+  image = open_in(&b, lab->dir, "img", PCOW_OPEN_RDWR);
+  OK(pcow_resize(image, SMALL, PCOW_RESIZE_SHRINK));
+  OK(pcow_close(image));
+  bench_end(&b);
+}
+
+/* Rule 5 of readers: what one saw of a killed session is there after the cut. */
+static int seen_state(void *opaque, const struct media_state *state)
+{
+  struct bench *b = opaque;
+
+  (void)state;
+  return as_expected(b, b->killed_states, "img", 0);
+}
+
+static void kill_and_read(struct bench *b)
+{
+  if (b->cut != b->kill_at)
+    return;
+  b->killed_media = media_killed(b->media, b->killed, NULL, b);
+  g_free(b->expected);
+  b->expected = content_of(b, b->killed, "img", 0);
+  media_states(b->killed_media, b->killed_states, 12, seen_state, b);
+  media_free(b->killed_media);
+}
+
+static void read_killed(struct lab *lab)
+{
+  struct bench b = { .kill_at = 1 + (unsigned)rng_below(&lab->rng, 12) };
+
+  create_in(lab->dir, "img", NULL);
+  bench_begin(&b, lab, kill_and_read);
+  write_pages(&b, lab->dir, "img", 3);
+  bench_end(&b);
+}
+
+/* The same of who records an identity: the snapshot that an image was made over does not vanish. */
+static int recorded_state(void *opaque, const struct media_state *state)
+{
+  struct bench *b = opaque;
+
+  (void)state;
+  return as_expected(b, b->killed_states, "img", 0);
+}
+
+static void kill_and_record(struct bench *b)
+{
+  g_autofree char *img = in(b->killed, "img"), *copy = in(b->killed_states, "img");
+  struct pcow_create_options how = PCOW_INIT(how);
+
+  if (b->cut != b->kill_at)
+    return;
+  b->killed_media = media_killed(b->media, b->killed, NULL, b);
+  how.base = "base";
+  how.base_format = PCOW_FORMAT_PCOW;
+  how.base_snapshot = "one";
+  if (pcow_create(img, SIZE, &how) == 0) {
+    copy_file(img, copy);
+    b->expected = content_of(b, b->killed, "img", 0);
+    media_states(b->killed_media, b->killed_states, 12, recorded_state, b);
+  }
+  media_free(b->killed_media);
+}
+
+static void record_killed(struct lab *lab)
+{
+  struct bench b = { .kill_at = 1 + (unsigned)rng_below(&lab->rng, 10) };
+  pcow_image *image;
+
+  create_in(lab->dir, "base", NULL);
+  b.lab = lab;
+  write_pages(&b, lab->dir, "base", 3);
+  bench_begin(&b, lab, kill_and_record);
+  image = open_in(&b, lab->dir, "base", PCOW_OPEN_RDWR);
+  OK(pcow_snapshot_create(image, "one"));
+  OK(pcow_close(image));
+  bench_end(&b);
+}
+
+/* At rest, and after who opened it closed it again, either copy of the superblock may decay. */
+static void damage_each_copy(struct bench *b, const char *dir, uint32_t flags)
+{
+  g_autofree unsigned char *before = content_of(b, dir, "img", flags);
+  g_autofree char *path = in(dir, "img"), *kept = in(dir, "kept");
+
+  copy_file(path, kept);
+  for (unsigned i = 0; i < 2; i++) {
+    g_autofree unsigned char *bytes = NULL;
+    int fd = (int)SYS(open(path, O_RDWR));
+
+    SYS(pwrite(fd, "decayed", 7, (off_t)(i * MIB + 256)));
+    close(fd);
+    bytes = content_of(b, dir, "img", PCOW_OPEN_RDWR);
+    atomic_fetch_add(&counters->states, 1);
+    if (memcmp(bytes, before, SIZE + sizeof(uint64_t)))
+      lab_fail(b->lab, "with copy %u of the superblock damaged the image shows something else", i);
+    copy_file(kept, path);
+  }
+  unlink(kept);
+}
+
+static int damaged_state(void *opaque, const struct media_state *state)
+{
+  struct bench *b = opaque;
+
+  (void)state;
+  /* Within a commit one copy alone has what is new, until somebody opens the image for writing. */
+  damage_each_copy(b, b->lab->states, b->kill_at ? 0 : PCOW_OPEN_RDWR);
+  return 0;
+}
+
+static void explore_damage(struct bench *b)
+{
+  media_states(b->media, b->lab->states, 6, damaged_state, b);
+}
+
+static void damage(struct lab *lab)
+{
+  struct bench b = { 0 };
+  pcow_image *image;
+
+  create_in(lab->dir, "img", NULL);
+  bench_begin(&b, lab, explore_damage);
+  lab->quiet = true;
+  write_pages(&b, lab->dir, "img", 3);
+  image = open_in(&b, lab->dir, "img", PCOW_OPEN_RDWR);
+  OK(pcow_snapshot_create(image, "one"));
+  OK(pcow_pwrite(image, "after", 5, 4096));
+  OK(pcow_flush(image));
+  lab->quiet = false;
+  OK(pcow_snapshot_revert(image, "one"));
+  lab->quiet = true;
+  OK(pcow_resize(image, 2 * SIZE, 0));
+  b.kill_at = 1; /* at rest */
+  explore_damage(&b);
+  b.kill_at = 0;
+  lab->quiet = false;
+  OK(pcow_close(image));
+  bench_end(&b);
+}
+
+const struct scenario scenarios_killed[] = {
+  { "order-rebase-killed", "a rebase is killed and done again", rebase_killed, false },
+  { "order-base-tag", "a base changes beneath an overlay", base_tag, false },
+  { "order-commit", "commit into a pcow base", commit_pcow, false },
+  { "order-commit-raw", "commit into a raw base", commit_raw, false },
+  { "order-close-killed", "a session is killed while it closes", close_killed, false },
+  { "order-shrink-killed", "a shrink is killed, then a growth", shrink_killed, false },
+  { "order-read-killed", "a killed session's image is read", read_killed, false },
+  { "order-record-killed", "an overlay over a killed session's snapshot", record_killed, false },
+  { "order-damage", "either copy of the superblock decays", damage, false },
+  { NULL, NULL, NULL, false },
+};
