@@ -265,7 +265,7 @@ int pcow_snapshot_create(pcow_image *image, const char *name);
 
 /* Deletes a snapshot, wherever in the tree, also while the image is mapped; no other one changes content.
  * The space of what only it held is given back before the call returns, at a cost by that and not by the
- * image; writers of a mapping wait for a step of it at a time. What is left of it may have to wait for
+ * image; writers of a mapping wait for a short step of it at a time. What is left of it may have to wait for
  * readers, for space, or for the next snapshot of a mapped head (PCOW_INFO_PENDING): a later deletion or
  * open goes on. Once the deletion is committed that is no error. Other threads may use the image meanwhile.
  * -ENOENT, -EBUSY (being read). */
