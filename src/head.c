@@ -150,11 +150,7 @@ static int unit_load(struct head *h, uint64_t number, struct unit **unit)
       continue;
     u->slot = slot->index;
     u->linked = true;
-    u->present = g_try_malloc(bits_words(st->geo.unit_pages) * 8);
-    if (!u->present)
-      ret = fail(ENOMEM, "%s: no memory for a presence bitmap", st->path);
-    else
-      ret = slotwalk_bitmap(st->fd, st->path, &st->geo, u->slot, 0, st->geo.unit_pages, u->present);
+    u->present = slotwalk_bitmap_new(st->fd, st->path, &st->geo, u->slot, 0, st->geo.unit_pages, &ret);
   }
   if (ret) {
     unit_free(u);

@@ -152,12 +152,13 @@ int slotwalk_chain(int fd, const char *path, const struct superblock *sb, uint64
   return 0;
 }
 
-/* Like file_read(), but does not read what is a hole. */
-static int read_sparse(int fd, const char *path, uint64_t offset, void *buffer, uint64_t length)
+/* Like file_read(). A BUFFER of more than a page is all zeros, and what is a hole is not touched. */
+static int read_bits(int fd, const char *path, uint64_t offset, void *buffer, uint64_t length)
 {
   uint64_t end = offset + length;
 
-  memset(buffer, 0, length);
+  if (length <= PAGE_BYTES)
+    return file_read(fd, path, offset, buffer, length, false);
   for (uint64_t at = offset; at < end;) {
     off_t data = lseek(fd, (off_t)at, SEEK_DATA), hole;
     int ret;
@@ -177,19 +178,44 @@ static int read_sparse(int fd, const char *path, uint64_t offset, void *buffer, 
   return 0;
 }
 
+/* The first N bits are in host order; what lies beyond them is dropped. */
+static void make_bits(uint64_t *words, uint64_t n)
+{
+  uint64_t count = bits_words(n);
+
+  for (uint64_t i = 0; le64toh(1) != 1 && i < count; i++)
+    words[i] = le64toh(words[i]);
+  if (n % 64)
+    words[count - 1] &= (UINT64_C(1) << n % 64) - 1;
+}
+
+uint64_t *slotwalk_bitmap_new(int fd, const char *path, const struct geometry *g, uint64_t index,
+                              uint64_t first, uint64_t n, int *error)
+{
+  uint64_t *words = g_try_malloc0(bits_words(n) * 8);
+
+  if (!words) {
+    *error = fail(ENOMEM, "%s: no memory for a presence bitmap", path);
+    return NULL;
+  }
+  *error = read_bits(fd, path, geometry_bitmap(g, index) + first / 8, words, bits_words(n) * 8);
+  if (*error)
+    g_clear_pointer(&words, g_free);
+  else
+    make_bits(words, n);
+  return words;
+}
+
 int slotwalk_bitmap(int fd, const char *path, const struct geometry *g, uint64_t index, uint64_t first,
                     uint64_t n, uint64_t *words)
 {
   uint64_t count = bits_words(n);
-  uint64_t offset = geometry_bitmap(g, index) + first / 8;
-  int ret = count * 8 > PAGE_BYTES ? read_sparse(fd, path, offset, words, count * 8)
-                                   : file_read(fd, path, offset, words, count * 8, false);
+  int ret;
 
-  if (ret)
-    return ret;
-  for (uint64_t i = 0; i < count; i++)
-    words[i] = le64toh(words[i]);
-  if (n % 64)
-    words[count - 1] &= (UINT64_C(1) << n % 64) - 1;
-  return 0;
+  if (count * 8 > PAGE_BYTES)
+    memset(words, 0, count * 8);
+  ret = read_bits(fd, path, geometry_bitmap(g, index) + first / 8, words, count * 8);
+  if (ret == 0)
+    make_bits(words, n);
+  return ret;
 }

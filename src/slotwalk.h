@@ -41,6 +41,10 @@ int slotwalk_chain(int fd, const char *path, const struct superblock *sb, uint64
 int slotwalk_bitmap(int fd, const char *path, const struct geometry *g, uint64_t index, uint64_t first,
                     uint64_t n, uint64_t *words);
 
+/* The same, allocated, for bitmaps that are kept: memory only for what is no hole. NULL with *ERROR. */
+uint64_t *slotwalk_bitmap_new(int fd, const char *path, const struct geometry *g, uint64_t index,
+                              uint64_t first, uint64_t n, int *error);
+
 /* CRC of a slot's identity, and the owner word as it lies on the media (host order). */
 uint32_t slot_identity_crc(uint64_t unit, uint32_t epoch, uint64_t index);
 uint64_t slot_owner_word(uint64_t unit, uint32_t epoch, uint64_t index);

@@ -205,6 +205,26 @@ CRAFT(bits_every_other, "every other page: as many runs as there are pages", {
     set(bitmap_of(3) + 8 * i, 8, UINT64_C(0x5555555555555555));
 })
 
+CRAFT(bitmaps_many, "slots of 1000 units of 64 GiB: a header of 64 bytes stands for 2 MiB of bitmap", {
+  static uint8_t headers[1000][64];
+
+  plain(36);
+  size(UINT64_C(1010) << 36);
+  set(FLOOR, UINT64_C(1010) << 36);
+  set(SLOTS, 1010);
+  a->length = data_of(1010) + (UINT64_C(1) << 36);
+  for (unsigned i = 0; i < 1000; i++) {
+    memcpy(headers[i], "SLOT", 4);
+    memcpy(headers[i] + 8, &(uint16_t){ (uint16_t)(5 + i) }, 2);
+    headers[i][16] = 3;
+  }
+  CHECK(input_add(&in, a, header_of(9), headers, 64 * 500) && input_add(&in, a, header_of(509), headers[500], 64 * 500),
+        "an input is too large");
+  for (unsigned i = 0; i < 1000; i++)
+    memcpy(headers[i / 8] + i % 8 * 8, &(uint64_t){ (uint64_t)(9 + i) << 8 }, 8);
+  CHECK(input_add(&in, a, MAP + 8 * 5, headers, 8000), "an input is too large");
+})
+
 /* ---- Base ---- */
 CRAFT(base_format, "a base in a format that does not exist", { plain(16); base(a, 7, "b"); })
 CRAFT(base_path_length, "a base path of 2^32 - 1 bytes", { over(); set(348, 4, 0xffffffff); })
