@@ -262,6 +262,7 @@ static int read_once(int fd, const char *path, bool writing, struct superblock *
                      struct superblock_state *state, bool *again)
 {
   struct pcow_disk_superblock disk[2], plain;
+  bool unreadable = false;
   struct stat st;
   unsigned newest;
   int ret;
@@ -269,8 +270,13 @@ static int read_once(int fd, const char *path, bool writing, struct superblock *
   *again = false;
   for (unsigned i = 0; i < 2; i++) {
     ret = file_read(fd, path, SUPERBLOCK_OFFSET(i), &disk[i], sizeof(disk[i]), true);
-    if (ret)
+    /* What the media cannot read is as good as damaged: there are two copies for that. */
+    if (ret == -EIO && !unreadable) {
+      unreadable = true;
+      memset(&disk[i], 0, sizeof(disk[i]));
+    } else if (ret) {
       return ret;
+    }
   }
   /* After the superblocks: a file has grown before a superblock says so. */
   if (fstat(fd, &st) < 0)
@@ -374,12 +380,18 @@ int superblock_read(int fd, const char *path, bool writing, struct superblock *s
 static int choose_first(struct persist *p, unsigned *first)
 {
   struct pcow_disk_superblock disk[2];
-  int ret = persist_read(p, SUPERBLOCK_OFFSET(0), &disk[0], sizeof(disk[0]));
+  bool unreadable = false;
 
-  if (ret == 0)
-    ret = persist_read(p, SUPERBLOCK_OFFSET(1), &disk[1], sizeof(disk[1]));
-  if (ret)
-    return ret;
+  for (unsigned i = 0; i < 2; i++) {
+    int ret = persist_read(p, SUPERBLOCK_OFFSET(i), &disk[i], sizeof(disk[i]));
+
+    if (ret == -EIO && !unreadable) {
+      unreadable = true;
+      memset(&disk[i], 0, sizeof(disk[i]));
+    } else if (ret) {
+      return ret;
+    }
+  }
   if (is_valid(&disk[0]) != is_valid(&disk[1]))
     *first = is_valid(&disk[0]);
   else

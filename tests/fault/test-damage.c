@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What is taken away under an open image: the end of its file, pages of memory (MADV_HWPOISON, where the
- * kernel has it), address space. The library's calls give errors that name the file; none ends the
- * process. Only an access of the program itself to what is gone is a SIGBUS, as for any mapped file.
+ * What is taken away under an image: the end of its file, pages of memory (MADV_HWPOISON, where the kernel
+ * has it), a superblock that the medium cannot read, address space. The library's calls give errors that
+ * name the file; none ends the process. Only an access of the program itself to what is gone is a SIGBUS, as
+ * for any mapped file.
  */
 #include "format.h"
 #include "testlib.h"
@@ -106,6 +107,41 @@ static void must_end_well(const char *what, uint64_t argument, int status)
   CHECK(!WIFSIGNALED(status), "%s %" PRIu64 ": died of signal %d (%s)", what, argument, WTERMSIG(status),
         strsignal(WTERMSIG(status)));
   CHECK(WEXITSTATUS(status) == 0, "%s %" PRIu64 ": exit %d", what, argument, WEXITSTATUS(status));
+}
+
+/* ---- A superblock that cannot be read ---- */
+
+static off_t unreadable = -1;
+
+ssize_t __real_pread64(int fd, void *buffer, size_t count, off_t offset);
+ssize_t __wrap_pread64(int fd, void *buffer, size_t count, off_t offset);
+
+ssize_t __wrap_pread64(int fd, void *buffer, size_t count, off_t offset)
+{
+  if (unreadable < 0 || offset >= unreadable + (off_t)PAGE || offset + (off_t)count <= unreadable)
+    return __real_pread64(fd, buffer, count, offset);
+  errno = EIO;
+  return -1;
+}
+
+/* The other copy is enough, and whoever writes makes this one anew. */
+static void superblock_fails(uint64_t offset)
+{
+  char page[PCOW_PAGE_SIZE];
+
+  for (unsigned flags = 0; flags < 2; flags++) {
+    pcow_image *image;
+
+    unreadable = (off_t)offset;
+    image = test_open(path, flags, NULL);
+    OK(pcow_pread(image, page, PAGE, 16 * PAGE));
+    CHECK(test_page_is(page, 16), "page 16 is not what it was");
+    if (flags)
+      write_pages(image, 16, 1, NULL);
+    OK(pcow_close(image));
+  }
+  unreadable = -1;
+  test_check_clean(path);
 }
 
 /* ---- Truncation ---- */
@@ -358,6 +394,10 @@ int main(int argc, char **argv)
     must_end_well("base truncated to", ends[i], in_child(truncate_base, ends[i]));
   }
 
+  for (unsigned i = 0; i < 2; i++) {
+    build();
+    must_end_well("unreadable superblock", i, in_child(superblock_fails, SUPERBLOCK_OFFSET(i)));
+  }
   build();
   if (!poison(SLOT_GROUPS_OFFSET)) {
     printf("memory failures are left out: madvise(MADV_HWPOISON): %s\n", strerror(errno));
