@@ -168,6 +168,11 @@ static void over(void)
 static void set(uint64_t offset, unsigned width, uint64_t value) { put(a, offset, width, value); }
 static void size(uint64_t v) { set(SIZE, v); }
 
+static void put_op(unsigned code, unsigned op_a, unsigned op_b)
+{
+  in.op[in.ops++] = (struct input_op){ (uint8_t)code, (uint8_t)op_a, (uint16_t)op_b };
+}
+
 #define CRAFT(name, attacks, ...) static void make_##name(void) __VA_ARGS__
 #define FOUND(name, attacks)
 #include "crafted.h"
@@ -184,20 +189,15 @@ static const struct {
 #include "crafted.h"
 };
 
-static void put_op(unsigned code, unsigned op_a, unsigned op_b)
-{
-  in.op[in.ops++] = (struct input_op){ (uint8_t)code, (uint8_t)op_a, (uint16_t)op_b };
-}
-
 /* Everything that is done to an image, reading first. */
 static void put_ops(void)
 {
-  in.ops = 0;
   put_op(OP_INFO, 0, 0);
   put_op(OP_READ, 8, 5);
   put_op(OP_SNAPSHOT, 0, 4);
   put_op(OP_CHECK, 0, 0);
   put_op(OP_DIFF, 0, 1);
+  put_op(OP_DIFF, 1, 0);
   put_op(OP_DIFF, 0, 15);
   put_op(OP_CONVERT, 15, 0);
   put_op(OP_CONVERT, 0, 0);
@@ -240,7 +240,8 @@ int main(int argc, char **argv)
       FILE *f;
 
       table[i].make();
-      put_ops();
+      if (!in.ops)
+        put_ops();
       n = input_serialize(&in, packed, sizeof(packed));
       snprintf(path, sizeof(path), "%s/%s", argv[1], table[i].name);
       f = fopen(path, "wb");

@@ -122,6 +122,11 @@ CRAFT(snapshot_larger, "a snapshot much larger than the head", {
   set(LOG + 48, 8, UINT64_C(1) << 40);
   set(LOG + 56, 8, UINT64_C(1) << 40);
 })
+CRAFT(snapshot_2_60, "a snapshot of 2^60 bytes that a small one is compared with", {
+  plain(36);
+  set(LOG + 48, 8, UINT64_C(1) << 60);
+  set(LOG + 56, 8, UINT64_C(1) << 60);
+})
 CRAFT(state_unknown, "an epoch in a state that does not exist", { plain(16); set(LOG + 12, 4, 9); })
 CRAFT(parent_gone, "a parent that is gone", { plain(16); record(a, 2, 1, 0, 3, ""); set(LOG_TO, 3); })
 CRAFT(deleted_chain, "deleted epochs to be collected, with slots that do not fit", {
@@ -223,6 +228,8 @@ CRAFT(bitmaps_many, "slots of 1000 units of 64 GiB: a header of 64 bytes stands 
   for (unsigned i = 0; i < 1000; i++)
     memcpy(headers[i / 8] + i % 8 * 8, &(uint64_t){ (uint64_t)(9 + i) << 8 }, 8);
   CHECK(input_add(&in, a, MAP + 8 * 5, headers, 8000), "an input is too large");
+  put_op(OP_INFO, 0, 0);
+  put_op(OP_RESIZE, 3, 2);      /* goes through all of the head's units */
 })
 
 /* ---- Base ---- */
