@@ -418,7 +418,7 @@ static void go_on(struct subject *s, struct rng *rng)
       store_mapped(s, rng);
       break;
     }
-    /* fall through */
+    G_GNUC_FALLTHROUGH;
   case 6:
   case 7:
     write_units(s, rng);
