@@ -11,7 +11,7 @@
 /* Leaves STEP out from now on. False where there is no such step, or where this is not the twins' build. */
 bool twins_choose(const char *step);
 
-/* A line for each step: its name, the mode, the scenarios that must notice, more options ("-": none),
+/* A line for each step: its name, the mode, the scenarios that must notice (after "-": must not), more options ("-": none),
  * what it is; with tabs between. */
 void twins_list(void);
 
