@@ -30,7 +30,7 @@ static const char help[] =
   "  --seed N          first seed (1)\n"
   "  --scenario NAME   only this one; several: separated by commas\n"
   "  --list            names the scenarios\n"
-  "  --states N        verify so many states (20000); 0: one round of all scenarios\n"
+  "  --states N        verify so many states (20000), all scenarios at least once; 0: that\n"
   "  --rounds N        at most so many rounds of all scenarios\n"
   "  --limit N         states a cut (12)\n"
   "  --second N        one of N states is opened under watched media and explored again (48; 0: none)\n"
@@ -166,7 +166,7 @@ int main(int argc, char **argv)
     before = counters->runs;
     for (unsigned i = 0; i < G_N_ELEMENTS(all); i++)
       for (const struct scenario *s = all[i]; s->name && !counters->failures; s++)
-        if (is_chosen(names, s->name) && (options.pmem || !s->mapped))
+        if ((seed == first || counters->states < goal) && is_chosen(names, s->name) && (options.pmem || !s->mapped))
           run(s, seed);
     seed++;
     CHECK(counters->runs > before, "no scenario is called '%s'", names ? names : "");
