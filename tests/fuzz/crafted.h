@@ -268,3 +268,8 @@ CRAFT(base_damaged, "a base whose chain runs in a circle", { over(); put(b, head
 CRAFT(base_larger, "a base larger than the image", { over(); put(b, SIZE, UINT64_C(1) << 40); })
 
 /* ---- Found by the fuzzer ---- */
+FOUND(found_discard_by_unit, "a discard of 4 TiB in which nothing is: went through it unit by unit")
+FOUND(found_extents_by_unit, "a large image with something pending in its head: extents went through it piece by piece")
+FOUND(found_map_by_unit, "a read-only map of a large empty image: resolved every unit")
+FOUND(found_rebase_by_unit, "small units over a base with one page in a unit of 64 GiB: compared all of them")
+FOUND(found_store_sigbus, "a damaged chain beyond the size of a mapped image: the first store got SIGBUS")
