@@ -107,6 +107,7 @@ static void look_at_view(unsigned v, struct look *look)
   pcow_image *image = NULL;
   int r;
 
+  options.flags = PCOW_OPEN_BASES;
   options.snapshot = names[v];
   r = pcow_open(path, &options, &image);
   if (r == 0) {

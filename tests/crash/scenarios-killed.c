@@ -80,7 +80,7 @@ static pcow_image *open_in(struct bench *b, const char *dir, const char *name, u
   g_autofree char *path = in(dir, name);
   pcow_image *image;
 
-  how.flags = flags;
+  how.flags = flags | PCOW_OPEN_BASES;
   if (pcow_open(path, &how, &image))
     lab_fail(b->lab, "%s does not open: %s", name, pcow_errormsg());
   return image;
@@ -206,11 +206,12 @@ static int tag_state(void *opaque, const struct media_state *state)
   struct bench *b = opaque;
   g_autofree unsigned char *bytes = content_of(b, b->lab->states, "base", 0);
   g_autofree char *path = in(b->lab->states, "img");
+  struct pcow_open_options how = { .size = sizeof(how), .flags = PCOW_OPEN_BASES };
   pcow_image *image;
 
   (void)state;
   atomic_fetch_add(&counters->states, 1);
-  if (!memcmp(bytes, b->expected, SIZE) || pcow_open(path, NULL, &image))
+  if (!memcmp(bytes, b->expected, SIZE) || pcow_open(path, &how, &image))
     return 0;
   lab_fail(b->lab, "the image opens over a base that has changed");
 }

@@ -109,7 +109,7 @@ void subject_open(struct subject *s)
   struct pcow_open_options how = PCOW_INIT(how);
 
   begin(s, "open %s", s->name);
-  how.flags = PCOW_OPEN_RDWR;
+  how.flags = PCOW_OPEN_RDWR | PCOW_OPEN_BASES;
   s->watched = true;
   succeed(s, pcow_open(s->path, &how, &s->image));
   if (s->expect)

@@ -125,6 +125,7 @@ static void see(struct subject *s, struct seen *seen)
     struct pcow_open_options how = PCOW_INIT(how);
     pcow_image *image;
 
+    how.flags = PCOW_OPEN_BASES;
     how.snapshot = g_ptr_array_index(seen->names, i);
     ret = pcow_open(s->path, &how, &image);
     if (ret < 0)
@@ -253,10 +254,17 @@ void verify_snapshot(struct subject *s, const char *name)
   shown_clear(&shown);
 }
 
+static int open_reader(struct subject *s)
+{
+  struct pcow_open_options how = { .size = sizeof(how), .flags = PCOW_OPEN_BASES };
+
+  return pcow_open(s->path, &how, &s->image);
+}
+
 static void compare_reader(struct subject *s)
 {
   struct seen seen = { 0 };
-  int ret = pcow_open(s->path, NULL, &s->image);
+  int ret = open_reader(s);
 
   if (ret < 0)
     lab_fail(s->lab, "%s: opening read-only gave %d: %s", s->name, ret, pcow_errormsg());
@@ -274,7 +282,7 @@ static void look_unrecovered(struct subject *s)
   g_autoptr(GString) why = g_string_new(NULL);
   struct seen seen = { 0 };
   bool found = false;
-  int ret = pcow_open(s->path, NULL, &s->image);
+  int ret = open_reader(s);
 
   if (ret < 0)
     lab_fail(s->lab, "%s: opening read-only after the cut gave %d: %s", s->name, ret, pcow_errormsg());

@@ -169,7 +169,7 @@ static void opened_fails(void)
   pcow_image *image;
 
   for (unsigned flags = 0; flags < 2; flags++) {
-    options.flags = flags;
+    options.flags = flags | PCOW_OPEN_BASES;
     CHECK(tried("open", pcow_open(path, &options, &image)) < 0, "a truncated image was opened");
   }
 }
@@ -257,7 +257,7 @@ static void poison_closed(uint64_t offset)
   pcow_image *image;
 
   SYS(poison(offset) ? 0 : -1);
-  options.flags = PCOW_OPEN_RDWR;
+  options.flags = PCOW_OPEN_RDWR | PCOW_OPEN_BASES;
   if (tried("open", pcow_open(path, &options, &image)) == 0) {
     use(image);
     tried("close", pcow_close(image));
@@ -293,7 +293,7 @@ static void little_memory(uint64_t more)
   fclose(statm);
   limit.rlim_cur = limit.rlim_max = pages * PAGE + more;
   SYS(setrlimit(RLIMIT_AS, &limit));
-  options.flags = PCOW_OPEN_RDWR;
+  options.flags = PCOW_OPEN_RDWR | PCOW_OPEN_BASES;
   if (tried("open", pcow_open(path, &options, &image)))
     return;
   use(image);

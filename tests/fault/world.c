@@ -204,7 +204,7 @@ int do_open(uint32_t flags)
   struct pcow_open_options options = PCOW_INIT(options);
   int result;
 
-  options.flags = flags;
+  options.flags = flags | PCOW_OPEN_BASES;
   world->gate = world->gate_next = false;
   inject_arm(true);
   result = op_done("open", pcow_open(world->path, &options, &image), false);

@@ -52,6 +52,7 @@ static pcow_image *open_image(uint32_t flags, const char *snapshot)
 
   o.flags = flags;
   o.snapshot = snapshot;
+  o.base_dir = scene_dir();
   if (pcow_open(scene_image(), &o, &image) < 0) {
     if (image || !*pcow_errormsg())
       wrong("a failed open without a message, or with a handle");

@@ -22,6 +22,8 @@ void scene_write(const struct input *in);
 
 /* The first file. */
 const char *scene_image(void);
+/* Where it lies, with its bases. */
+const char *scene_dir(void);
 
 /* Bytes of blocks of all files of the input. */
 uint64_t scene_blocks(void);

@@ -180,6 +180,7 @@ void do_create(struct session *s)
   op.base = tip >= 0 ? (struct base){ BASE_TIP, (uint32_t)tip, 0 } : base_choose(s, op.image);
   base_options(&op.base, &options.base, &options.base_format, &options.base_snapshot);
   options.unit_size = op.unit;
+  options.flags = PCOW_CREATE_BASES;
   op_begin(&op);
   result = pcow_create(image_path(op.image), op.size, &options);
   if (nospace(result, since)) {
