@@ -166,7 +166,8 @@ int main(int argc, char **argv)
     before = counters->runs;
     for (unsigned i = 0; i < G_N_ELEMENTS(all); i++)
       for (const struct scenario *s = all[i]; s->name && !counters->failures; s++)
-        if ((seed == first || counters->states < goal) && is_chosen(names, s->name) && (options.pmem || !s->mapped))
+        if ((seed == first || counters->states < goal) && is_chosen(names, s->name) &&
+            (options.pmem || !s->mapped))
           run(s, seed);
     seed++;
     CHECK(counters->runs > before, "no scenario is called '%s'", names ? names : "");

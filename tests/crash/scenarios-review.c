@@ -37,7 +37,8 @@ static bool is_valid(int fd, unsigned copy)
   struct pcow_disk_superblock sb;
 
   SYS(pread(fd, &sb, sizeof sb, (off_t)SUPERBLOCK_OFFSET(copy)));
-  return !memcmp(sb.magic, PCOW_MAGIC, 8) && le32_get(sb.crc) == crc32c(&sb, offsetof(struct pcow_disk_superblock, crc));
+  return !memcmp(sb.magic, PCOW_MAGIC, 8) &&
+         le32_get(sb.crc) == crc32c(&sb, offsetof(struct pcow_disk_superblock, crc));
 }
 
 /* Either copy, the newer one included, where the other one is whole. */

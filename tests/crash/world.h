@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What an image may hold after a power cut. A face, what one view shows, keeps for each page what is durable and every later
- * content that was not acknowledged: each 8-byte word may have the value of any of them. A world is a
- * head and its snapshots; an expectation is a list of worlds, of which an image must be exactly one: two
+ * What an image may hold after a power cut. A face, what one view shows, keeps for each page what is
+ * durable and every later content that was not acknowledged: each 8-byte word may have the value of any
+ * of them. A world is a head and its snapshots; an expectation is a list of worlds, of which an image must be exactly one: two
  * while an operation runs that takes effect at once.
  */
 #ifndef CRASH_WORLD_H
