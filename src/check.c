@@ -15,136 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define FINDINGS_MAX 65536u     /* sentences; the rest is counted */
 #define LOSS_BUDGET (UINT64_C(1) << 26)
-#define SET_SHIFT 12            /* slots of one part of a set */
 #define CHECK_FLAGS (PCOW_CHECK_REPAIR_LEAKS | PCOW_CHECK_REPAIR_ALL | PCOW_CHECK_BASE | PCOW_CHECK_ANY_BASE)
-
-/* ---- Findings ---- */
-
-void check_say(struct check *c, const char *format, ...)
-{
-  g_autofree char *text = NULL;
-  va_list args;
-
-  if (c->findings++ >= FINDINGS_MAX || !c->fn)
-    return;
-  va_start(args, format);
-  text = g_strdup_vprintf(format, args);
-  va_end(args);
-  c->fn(c->opaque, text);
-}
-
-void check_corrupt(struct check *c, bool repairable)
-{
-  c->result.corruptions++;
-  c->result.repairable += repairable;
-}
-
-bool check_add_word(struct check *c, uint64_t offset, uint64_t value)
-{
-  struct check_word word = { offset, value };
-
-  if (c->words->len >= CHECK_CHANGES_MAX) {
-    c->words_left = true;
-    return false;
-  }
-  g_array_append_val(c->words, word);
-  return true;
-}
-
-void check_add_hole(struct check *c, uint64_t offset, uint64_t length)
-{
-  struct check_hole hole = { offset, length };
-
-  if (c->holes->len < CHECK_CHANGES_MAX)
-    g_array_append_val(c->holes, hole);
-  else
-    c->holes_left = true;
-}
-
-int check_progress(struct check *c, uint64_t done)
-{
-  if (c->progress && c->progress(c->opaque, MIN(done, 2 * c->slots), 2 * c->slots))
-    return fail(ECANCELED, "%s: the check was canceled", c->path);
-  return 0;
-}
-
-int check_read_bitmap(struct check *c, uint64_t index, uint64_t *bits)
-{
-  uint64_t at = geometry_bitmap(&c->geo, index), length = c->geo.bitmap_bytes, skip = 0;
-  int r;
-
-  if (length > PAGE_BYTES) {
-    off_t data = lseek(c->fd, (off_t)at, SEEK_DATA);
-
-    if (data >= 0 || errno == ENXIO)
-      skip = data < 0 ? length : MIN(length, MAX((uint64_t)data, at) - at) & ~UINT64_C(7);
-  }
-  memset(bits, 0, skip);
-  r = file_read(c->fd, c->path, at + skip, bits + skip / 8, length - skip, true);
-  for (uint64_t i = skip / 8; r == 0 && i < length / 8; i++)
-    bits[i] = le64toh(bits[i]);
-  return r;
-}
-
-/* ---- Sets of slots ---- */
-
-GHashTable *checkset_new(void)
-{
-  return g_hash_table_new_full(NULL, NULL, NULL, g_free);
-}
-
-static uint64_t *set_part(GHashTable *set, uint64_t index)
-{
-  return g_hash_table_lookup(set, GSIZE_TO_POINTER(index >> SET_SHIFT));
-}
-
-bool checkset_add(GHashTable *set, uint64_t index)
-{
-  uint64_t bit = index & ((1u << SET_SHIFT) - 1);
-  uint64_t *part = set_part(set, index);
-
-  if (!part) {
-    part = g_malloc0((1u << SET_SHIFT) / 8);
-    g_hash_table_insert(set, GSIZE_TO_POINTER(index >> SET_SHIFT), part);
-  }
-  if (bits_test(part, bit))
-    return false;
-  bits_set(part, bit, bit + 1);
-  return true;
-}
-
-void checkset_remove(GHashTable *set, uint64_t index)
-{
-  uint64_t bit = index & ((1u << SET_SHIFT) - 1);
-  uint64_t *part = set_part(set, index);
-
-  if (part)
-    bits_clear(part, bit, bit + 1);
-}
-
-bool checkset_contains(GHashTable *set, uint64_t index)
-{
-  const uint64_t *part = set_part(set, index);
-
-  return part && bits_test(part, index & ((1u << SET_SHIFT) - 1));
-}
-
-uint64_t checkset_next(GHashTable *set, uint64_t index, uint64_t end)
-{
-  while (index < end) {
-    uint64_t first = index >> SET_SHIFT << SET_SHIFT;
-    uint64_t stop = MIN(end - first, UINT64_C(1) << SET_SHIFT);
-    const uint64_t *part = set_part(set, index);
-    uint64_t bit = part ? bits_find(part, index - first, stop, true) : stop;
-
-    if (bit < stop)
-      return first + bit;
-    index = first + (UINT64_C(1) << SET_SHIFT);
-  }
-  return end;
-}
 
 /* ---- Superblocks, the file's length ---- */
 
@@ -303,9 +175,9 @@ static int check_run(struct check *c)
   }
   if (r == 0)
     r = check_progress(c, 2 * c->slots);
-  if (c->findings > FINDINGS_MAX && c->fn) {
+  if (c->findings > CHECK_FINDINGS_MAX && c->fn) {
     g_autofree char *text = g_strdup_printf("%s: %" PRIu64 " more findings", c->path,
-                                            c->findings - FINDINGS_MAX);
+                                            c->findings - CHECK_FINDINGS_MAX);
 
     c->fn(c->opaque, text);
   }
@@ -322,8 +194,8 @@ API int pcow_check(const char *path, uint32_t flags, struct pcow_check_result *r
   if (flags & ~CHECK_FLAGS)
     return fail(EINVAL, "%s: unknown flags 0x%x for a check", path, flags);
   c.loss_budget = LOSS_BUDGET;
-  c.reached = checkset_new();
-  c.garbage = checkset_new();
+  c.reached = slotset_new();
+  c.garbage = slotset_new();
   c.nodes = g_hash_table_new_full(NULL, NULL, NULL, g_free);
   c.cuts = g_ptr_array_new_with_free_func(check_cut_free);
   c.words = g_array_new(FALSE, FALSE, sizeof(struct check_word));
@@ -338,7 +210,7 @@ API int pcow_check(const char *path, uint32_t flags, struct pcow_check_result *r
   g_array_unref(c.words);
   g_ptr_array_unref(c.cuts);
   g_hash_table_unref(c.nodes);
-  g_hash_table_unref(c.garbage);
-  g_hash_table_unref(c.reached);
+  slotset_free(c.garbage);
+  slotset_free(c.reached);
   return r;
 }

@@ -175,7 +175,7 @@ static int take_slot(struct walk *w, const struct pcow_disk_slot *disk, const st
 
   if (!bad && !check_epoch_exists(c, slot->epoch)) {
     c->result.leaks++;
-    checkset_add(c->garbage, slot->index);
+    slotset_add(c->garbage, slot->index);
     check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " belongs to no epoch", c->path, w->unit, slot->index);
     *left_out = true;
     return 0;
@@ -240,7 +240,7 @@ static int walk_chain(struct walk *w, uint64_t at, uint64_t word, bool *cut)
       check_say(c, "%s: unit %" PRIu64 ": the slot reference 0x%" PRIx64 " is not valid", c->path,
                 w->unit, word);
       *cut = true;
-    } else if (checkset_contains(c->reached, index)) {
+    } else if (slotset_has(c->reached, index)) {
       check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " is reached a second time", c->path, w->unit,
                 index);
       *cut = true;
@@ -258,7 +258,7 @@ static int walk_chain(struct walk *w, uint64_t at, uint64_t word, bool *cut)
       return 0;
     }
     if (r == 0) {
-      checkset_add(c->reached, index);
+      slotset_add(c->reached, index);
       c->result.slots++;
       if (c->result.slots % PROGRESS_SLOTS == 0)
         r = check_progress(c, c->result.slots);
@@ -354,6 +354,6 @@ int check_chains(struct check *c)
   }
   /* Not before all chains are walked: what is left out of one must not be in another. */
   for (guint i = 0; i < dropped->len; i++)
-    checkset_remove(c->reached, g_array_index(dropped, uint64_t, i));
+    slotset_remove(c->reached, g_array_index(dropped, uint64_t, i));
   return r;
 }

@@ -11,13 +11,16 @@
  *   checkorphan.c what a damaged reference led to, found again by its headers
  *   checkloss.c   which pages of which views a damage takes
  *   checkspace.c  bitmaps, and blocks that nobody sees
+ *   checknote.c   what all of them use to say what they found
  */
 #ifndef PCOW_CHECKING_H
 #define PCOW_CHECKING_H
 
 #include "image.h"
+#include "slotset.h"
 #include "slotwalk.h"
 
+#define CHECK_FINDINGS_MAX 65536u      /* sentences; the rest is counted */
 #define CHECK_CHANGES_MAX (1u << 20)    /* what one repair changes at most; the next one goes on */
 
 struct check_word {
@@ -71,8 +74,8 @@ struct check {
   bool plain;                   /* no feature is set that could use reserved fields: they are zero */
   bool pages_are_blocks;        /* the file system gives blocks page by page */
 
-  GHashTable *reached;          /* sets of slots, by checkset_* */
-  GHashTable *garbage;          /* slots that were counted as leaks before their blocks were */
+  struct slotset *reached;
+  struct slotset *garbage;      /* slots that were counted as leaks before their blocks were */
   GHashTable *nodes;            /* id of an epoch that exists → struct check_node */
   GPtrArray *cuts;              /* struct check_cut */
 
@@ -92,7 +95,7 @@ struct check {
   void *opaque;
 };
 
-/* ---- check.c ---- */
+/* ---- checknote.c ---- */
 
 void check_say(struct check *c, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* Counts a corruption, which is repaired when all words are stored that were added (REPAIRABLE). */
@@ -105,14 +108,6 @@ int check_progress(struct check *c, uint64_t done);
 
 /* The bitmap as it is, in host order. Holes cost little. */
 int check_read_bitmap(struct check *c, uint64_t index, uint64_t *bits);
-
-/* A set of slots whose memory goes by those that are in it. ADD: false when it was there already. */
-GHashTable *checkset_new(void);
-bool checkset_add(GHashTable *set, uint64_t index);
-void checkset_remove(GHashTable *set, uint64_t index);
-bool checkset_contains(GHashTable *set, uint64_t index);
-/* The first one from INDEX on, up to END, or END. */
-uint64_t checkset_next(GHashTable *set, uint64_t index, uint64_t end);
 
 /* ---- The parts. 0 or what ends the check; findings are no errors ---- */
 

@@ -35,7 +35,7 @@ static void look_at_header(struct check *c, GHashTable *by_unit, GArray *strays,
   struct slot_info slot = { .index = index, .unit = unit, .epoch = le32_get(disk->epoch) };
   struct check_cut *cut = g_hash_table_lookup(by_unit, GSIZE_TO_POINTER(unit + 1));
 
-  if (le32_get(disk->magic) != SLOT_MAGIC || unit >= UNITS_MAX || checkset_contains(c->reached, index) ||
+  if (le32_get(disk->magic) != SLOT_MAGIC || unit >= UNITS_MAX || slotset_has(c->reached, index) ||
       le32_get(disk->crc) != slot_identity_crc(unit, slot.epoch, index) || !check_epoch_exists(c, slot.epoch))
     return;
   slot.previous = SLOT_REF_VALID(word) ? SLOT_REF_INDEX(word) : UINT64_MAX;
@@ -133,11 +133,11 @@ static int end_cut(struct check *c, const struct check_cut *cut)
   if (!first)
     return check_loss(c, cut->unit, cut->chain, 0, 0, false, 0, NULL);
   for (guint i = 0; i < cut->orphans->len; i++)
-    checkset_add(c->reached, g_array_index(cut->orphans, struct slot_info, i).index);
+    slotset_add(c->reached, g_array_index(cut->orphans, struct slot_info, i).index);
   c->result.slots += cut->orphans->len;
   check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " and those behind it, %u in all, are what follows"
             " there", c->path, cut->unit, first, cut->orphans->len);
-  if (cut->erased && !checkset_contains(c->reached, cut->erased))
+  if (cut->erased && !slotset_has(c->reached, cut->erased))
     return check_loss(c, cut->unit, cut->chain, cut->erased, 0, false, 0, cut->orphans);
   return 0;
 }
@@ -149,13 +149,13 @@ static int check_stray(struct check *c, const struct slot_info *slot, uint64_t *
   uint64_t owner = geometry_header(&c->geo, slot->index) + offsetof(struct pcow_disk_slot, epoch);
   int r;
 
-  if (checkset_contains(c->reached, slot->index) || (e && e->state == EPOCH_DELETED))
+  if (slotset_has(c->reached, slot->index) || (e && e->state == EPOCH_DELETED))
     return 0;
   r = check_read_bitmap(c, slot->index, bits);
   if (r || bits_find(bits, 0, c->geo.unit_pages, true) == c->geo.unit_pages)
     return r;
   c->result.leaks++;
-  checkset_add(c->garbage, slot->index);
+  slotset_add(c->garbage, slot->index);
   check_say(c, "%s: slot %" PRIu64 " is in no chain, but its header says that it has pages of unit %" PRIu64
             " for %s%s%s", c->path, slot->index, slot->unit, e ? "snapshot '" : "the head", e ? e->name : "",
             e ? "'" : "");

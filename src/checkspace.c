@@ -60,11 +60,11 @@ static int check_bitmap(struct space *s, uint64_t index)
 static void end_slot(struct space *s)
 {
   struct check *c = s->c;
-  bool reached = checkset_contains(c->reached, s->slot);
+  bool reached = slotset_has(c->reached, s->slot);
 
   if (s->leaked) {
     /* What belongs to no epoch, or to no chain, may have been counted before. */
-    c->result.leaks += !checkset_contains(c->garbage, s->slot);
+    c->result.leaks += !slotset_has(c->garbage, s->slot);
     c->result.leaked_size += s->leaked;
     check_say(c, reached ? "%s: slot %" PRIu64 ": %" PRIu64 " bytes lie at pages that nobody sees"
                          : "%s: slot %" PRIu64 " is not in use, but holds %" PRIu64 " bytes",
@@ -117,7 +117,7 @@ static int data_in_slot(struct space *s, uint64_t index, uint64_t from, uint64_t
   }
   if (r)
     return r;
-  if (!checkset_contains(c->reached, index)) {
+  if (!slotset_has(c->reached, index)) {
     s->leaked += to - from;
     check_add_hole(c, start + page * PAGE_BYTES, (end - page) * PAGE_BYTES);
     return 0;
@@ -189,7 +189,7 @@ static int check_group(struct space *s, uint64_t first)
     unused(s, geometry_header(g, last) + sizeof(struct pcow_disk_slot), group + g->bitmaps);
     unused(s, geometry_bitmap(g, last) + g->bitmap_bytes, group + g->data);
   }
-  for (uint64_t i = first; r == 0 && (i = checkset_next(c->reached, i, last + 1)) <= last; i++)
+  for (uint64_t i = first; r == 0 && (i = slotset_find(c->reached, i, last + 1, true)) <= last; i++)
     r = check_bitmap(s, i);
   return r ? r : data_areas(s, first, last);
 }

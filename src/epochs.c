@@ -263,7 +263,7 @@ static int check_acyclic(const struct epochs *e, const char *path)
   return ret;
 }
 
-static int check_tree(struct epochs *e, const char *path, const struct superblock *sb)
+static int validate_tree(struct epochs *e, const char *path, const struct superblock *sb)
 {
   unsigned roots = sb->head_parent == 0;
   GHashTableIter iter;
@@ -324,7 +324,7 @@ int epochs_load(int fd, const char *path, const struct superblock *sb, struct ep
 
   g_free(buffer);
   if (ret == 0)
-    ret = check_tree(e, path, sb);
+    ret = validate_tree(e, path, sb);
   if (ret) {
     epochs_free(e);
     return ret;
