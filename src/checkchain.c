@@ -123,12 +123,12 @@ void check_relink(struct check *c, uint64_t map_word, uint64_t map_value, const 
   uint64_t word = map_word, value = map_value;
 
   for (guint i = 0; i <= chain->len; i++) {
-    const struct check_link *link = &g_array_index(chain, struct check_link, i);
-    uint64_t want = i < chain->len ? SLOT_REF(link->slot.index) : end;
+    const struct check_link *link = i < chain->len ? &g_array_index(chain, struct check_link, i) : NULL;
+    uint64_t want = link ? SLOT_REF(link->slot.index) : end;
 
     if (value != want)
       check_add_word(c, word, want);
-    if (i < chain->len) {
+    if (link) {
       word = link->word;
       value = link->next;
     }

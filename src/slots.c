@@ -447,6 +447,14 @@ int slots_link_after(struct slots *s, uint64_t last, uint64_t index)
   return store_word(s, previous_word(s->store, last), SLOT_REF(index));
 }
 
+/* A free slot's header names nobody, or a check would take it for one that a chain has lost. */
+static int disown(struct slots *s, uint64_t index)
+{
+  struct store *st = s->store;
+
+  return store_word(s, geometry_header(&st->geo, index) + offsetof(struct pcow_disk_slot, epoch), 0);
+}
+
 int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer)
 {
   struct store *st = s->store;
@@ -454,8 +462,8 @@ int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer)
   int ret;
 
   /* Ordering: 4.1 the word, 4.2 fence: the chain no longer reaches the slot; a crash from here on leaves
-   * a free slot that holds blocks. 4.3 punch. It is punched again before it is linked again. (Small
-   * bitmaps share their pages with others, and so do headers.) */
+   * a free slot that holds blocks. 4.3 punch, and no owner. It is punched again before it is linked
+   * again. (Small bitmaps share their pages with others, and so do headers.) */
   ret = store_dirty(st);
   if (ret == 0)
     ret = store_word(s, word, slot->previous ? SLOT_REF(slot->previous) : 0);
@@ -466,12 +474,16 @@ int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer)
   if (ret == 0 && st->geo.bitmap_bytes % PAGE_BYTES == 0)
     ret = persist_punch(st->p, geometry_bitmap(&st->geo, slot->index), st->geo.bitmap_bytes);
   if (ret == 0)
+    ret = disown(s, slot->index);
+  if (ret == 0)
     release(s, slot->index);
   return ret;
 }
 
 void slots_cancel(struct slots *s, uint64_t index)
 {
+  if (!__atomic_load_n(&s->store->poisoned, __ATOMIC_RELAXED))
+    disown(s, index); /* if it cannot be, a check will call it a leak */
   release(s, index);
 }
 
