@@ -273,3 +273,4 @@ FOUND(found_extents_by_unit, "a large image with something pending in its head: 
 FOUND(found_map_by_unit, "a read-only map of a large empty image: resolved every unit")
 FOUND(found_rebase_by_unit, "small units over a base with one page in a unit of 64 GiB: compared all of them")
 FOUND(found_store_sigbus, "a damaged chain beyond the size of a mapped image: the first store got SIGBUS")
+FOUND(found_bad_first_reference, "a map word that leads nowhere: the repair of an empty chain counted from a null pointer")
