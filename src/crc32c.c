@@ -9,8 +9,6 @@
 #include <glib.h>
 #include <string.h>
 
-#define POLYNOMIAL 0x82f63b78u          /* Castagnoli, bits reversed */
-
 /* table[k][b]: the CRC of byte b followed by k zero bytes. */
 static uint32_t table[8][256];
 
@@ -24,7 +22,7 @@ static void table_make(void)
     uint32_t crc = b;
 
     for (unsigned bit = 0; bit < 8; bit++)
-      crc = crc >> 1 ^ (crc & 1 ? POLYNOMIAL : 0);
+      crc = crc >> 1 ^ (crc & 1 ? CRC32C_POLYNOMIAL : 0);
     table[0][b] = crc;
   }
   for (unsigned k = 1; k < 8; k++)

@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define CRC32C_POLYNOMIAL 0x82f63b78u   /* reflected */
+
 uint32_t crc32c(const void *data, size_t length);
 
 /* The same without instructions that not every CPU has; for tests. */
