@@ -69,7 +69,7 @@ static void print_human(const GPtrArray *findings, const struct pcow_check_resul
   if (r->corruptions && r->repairable)
     output_printf("%" G_GUINT64_FORMAT " of them can be repaired with -r all.\n", r->repairable);
   if (r->base_faults)
-    output_printf("\nThe base is missing or is not what it was.\n");
+    output_printf("\nThe base is missing, is not what it was, or is not followed.\n");
   if (r->leaks)
     output_printf("\n%" G_GUINT64_FORMAT " leaks (%" G_GUINT64_FORMAT " bytes) were found on the image.\n"
                   "This means waste of disk space, but no harm to data.\n",
