@@ -60,6 +60,10 @@ static bool mend(struct pcow_disk_epoch *disk, uint64_t number, unsigned *byte)
   uint8_t *bytes = (uint8_t *)disk;
   unsigned bit;
 
+  /* Most of what is no record is far from one. */
+  if (__builtin_popcount(le32_get(disk->magic) ^ EPOCH_MAGIC) +
+      __builtin_popcountll(le64_get(disk->number) ^ number) > 1)
+    return false;
   if (!find_bit(crc32c(disk, offsetof(struct pcow_disk_epoch, crc)) ^ le32_get(disk->crc), &bit))
     return false;
   *byte = bit / 8;
