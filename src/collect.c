@@ -230,10 +230,10 @@ static int drop_merged(struct collector *c, const struct epoch *e, struct epoch 
    * heir inherits it, in the commit that drops E. */
   if (heir->id) {
     heir->parent = gone.parent;
-    heir->floor = MIN(heir->floor, gone.floor);
+    ORDERED_VOID("M.8", heir->floor = MIN(heir->floor, gone.floor));
   } else {
     next.head_parent = gone.parent;
-    next.head_floor = MIN(next.head_floor, gone.floor);
+    ORDERED_VOID("head M.8", next.head_floor = MIN(next.head_floor, gone.floor));
   }
   ret = commit_gone(st, &next, &gone, heir->id ? heir : NULL);
   c->reload = true;
@@ -304,7 +304,7 @@ static int step(struct collector *c)
   if (ret == 0)
     ret = c->units ? unit_step(c) : choose_step(c);
   if (ret == STEP_END) {
-    ret = persist_fence(image->store->p);
+    ret = ORDERED("end 13", persist_fence(image->store->p));
     if (ret == 0)
       image->uncollected = false;
   }

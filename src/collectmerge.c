@@ -111,7 +111,7 @@ static int take_over(struct pcow_image *image, const struct merge *m, const stru
   if (persist_seek(st->p, hidden, end, true) < end) {
     ret = ORDERED("M.1", persist_punch(st->p, hidden, end - hidden));
     if (ret == 0)
-      ret = persist_fence(st->p);
+      ret = ORDERED("fence M.1", persist_fence(st->p));
   }
   if (ret == 0)
     ret = slots_relabel(image->slots, from, m->to);

@@ -19,6 +19,7 @@ struct scenario {
 /* Each ends with an entry without a name. */
 extern const struct scenario scenarios_pages[];
 extern const struct scenario scenarios_tree[];
+extern const struct scenario scenarios_collect[];
 extern const struct scenario scenarios_base[];
 extern const struct scenario scenarios_map[];
 extern const struct scenario scenarios_review[];
