@@ -4,131 +4,12 @@
  * process that comes after one that was killed, to an overlay, to who finds a superblock decayed. Without a
  * model: what an image showed to who opened it must be there after the cut.
  */
-#include "scenarios.h"
+#include "bench.h"
 
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#define SIZE (2 * UNIT)
-
-/* Media of a laboratory without subjects, and a second one for the process that comes after a SIGKILL. */
-struct bench {
-  struct lab *lab;
-  struct media *media, *killed_media;
-  char *killed, *killed_states;
-  unsigned cut, kill_at;
-  unsigned char *expected;      /* SIZE bytes that an image shows */
-  unsigned char *zeros;         /* as many */
-  void (*on_cut)(struct bench *b);
-  media_state_fn on_state;      /* of the second process */
-};
-
-static char *in(const char *dir, const char *name) { return g_build_filename(dir, name, NULL); }
-
-static void on_cut(void *opaque)
-{
-  struct bench *b = opaque;
-
-  b->cut++;
-  if (b->on_cut && !b->lab->quiet)
-    b->on_cut(b);
-}
-
-static void bench_begin(struct bench *b, struct lab *lab, void (*fn)(struct bench *b))
-{
-  b->lab = lab;
-  b->on_cut = fn;
-  b->killed = g_strdup_printf("%s.killed", lab->dir);
-  b->killed_states = g_strdup_printf("%s.killed.states", lab->dir);
-  SYS(mkdir(b->killed, 0700));
-  SYS(mkdir(b->killed_states, 0700));
-  b->media = media_new(lab->dir, rng_next(&lab->rng), on_cut, b);
-}
-
-static void empty(const char *path)
-{
-  GDir *dir = g_dir_open(path, 0, NULL);
-  const char *name;
-
-  while (dir && (name = g_dir_read_name(dir))) {
-    g_autofree char *file = in(path, name);
-
-    unlink(file);
-  }
-  if (dir)
-    g_dir_close(dir);
-}
-
-static void bench_end(struct bench *b)
-{
-  media_free(b->media);
-  empty(b->killed);
-  empty(b->killed_states);
-  rmdir(b->killed);
-  rmdir(b->killed_states);
-  g_free(b->killed);
-  g_free(b->killed_states);
-  g_free(b->expected);
-  g_free(b->zeros);
-}
-
-static pcow_image *open_in(struct bench *b, const char *dir, const char *name, uint32_t flags)
-{
-  struct pcow_open_options how = PCOW_INIT(how);
-  g_autofree char *path = in(dir, name);
-  pcow_image *image;
-
-  how.flags = flags | PCOW_OPEN_BASES;
-  if (pcow_open(path, &how, &image))
-    lab_fail(b->lab, "%s does not open: %s", name, pcow_errormsg());
-  return image;
-}
-
-/* The first SIZE bytes that an image shows, and its size; to be freed. */
-static unsigned char *content_of(struct bench *b, const char *dir, const char *name, uint32_t flags)
-{
-  unsigned char *bytes = g_malloc(SIZE + sizeof(uint64_t));
-  pcow_image *image = open_in(b, dir, name, flags);
-  struct pcow_info info = PCOW_INIT(info);
-
-  OK(pcow_get_info(image, &info));
-  memcpy(bytes + SIZE, &info.virtual_size, sizeof(uint64_t));
-  if (pcow_pread(image, bytes, SIZE, 0) || pcow_close(image))
-    lab_fail(b->lab, "%s cannot be read: %s", name, pcow_errormsg());
-  return bytes;
-}
-
-static int as_expected(void *opaque, const char *dir, const char *name, uint32_t flags)
-{
-  struct bench *b = opaque;
-  g_autofree unsigned char *bytes = content_of(b, dir, name, flags);
-
-  atomic_fetch_add(&counters->states, 1);
-  if (memcmp(bytes, b->expected, SIZE))
-    lab_fail(b->lab, "%s shows something else", name);
-  return 0;
-}
-
-static void write_pages(struct bench *b, const char *dir, const char *name, unsigned count)
-{
-  pcow_image *image = open_in(b, dir, name, PCOW_OPEN_RDWR);
-  unsigned char bytes[PCOW_PAGE_SIZE];
-
-  while (count--) {
-    rng_fill(&b->lab->rng, bytes, PAGE);
-    OK(pcow_pwrite(image, bytes, PAGE, rng_below(&b->lab->rng, SIZE / PAGE) * PAGE));
-  }
-  OK(pcow_close(image));
-}
-
-static void create_in(const char *dir, const char *name, const char *base)
-{
-  g_autofree char *path = in(dir, name);
-
-  test_create(path, SIZE, UNIT, base, base ? PCOW_FORMAT_PCOW : PCOW_FORMAT_NONE, NULL);
-}
 
 /* Rule 6: a rebase is killed, another process does it again, and the power is cut. */
 static int rebased_state(void *opaque, const struct media_state *state)
@@ -165,8 +46,8 @@ static void kill_rebase(struct bench *b)
     return;
   b->killed_media = media_killed(b->media, b->killed, explore_killed, b);
   for (unsigned i = 0; i < 2; i++) {
-    g_autofree char *from = in(b->lab->dir, names[i]), *to = in(b->killed, names[i]);
-    g_autofree char *state = in(b->killed_states, names[i]);
+    g_autofree char *from = bench_path(b->lab->dir, names[i]), *to = bench_path(b->killed, names[i]);
+    g_autofree char *state = bench_path(b->killed_states, names[i]);
 
     copy_file(from, to);
     copy_file(from, state);
@@ -192,20 +73,12 @@ static void rebase_killed(struct lab *lab)
   bench_end(&b);
 }
 
-/* What the process after the killed one can leave. */
-static void explore_state(void *opaque)
-{
-  struct bench *b = opaque;
-
-  media_states(b->killed_media, b->killed_states, 60, b->on_state, b);
-}
-
 /* 9.2: whoever lies over the head must not open over another content. */
 static int tag_state(void *opaque, const struct media_state *state)
 {
   struct bench *b = opaque;
   g_autofree unsigned char *bytes = content_of(b, b->lab->states, "base", 0);
-  g_autofree char *path = in(b->lab->states, "img");
+  g_autofree char *path = bench_path(b->lab->states, "img");
   struct pcow_open_options how = { .size = sizeof(how), .flags = PCOW_OPEN_BASES };
   pcow_image *image;
 
@@ -236,8 +109,8 @@ static void base_tag(struct lab *lab)
 /* 12.9: the overlay shows the same at each moment of a commit into its base. */
 static void place_raw(struct bench *b)
 {
-  g_autofree char *from = in(b->lab->dir, "raw"), *synced = in(b->killed, "raw");
-  g_autofree char *state = in(b->lab->states, "raw");
+  g_autofree char *from = bench_path(b->lab->dir, "raw"), *synced = bench_path(b->killed, "raw");
+  g_autofree char *state = bench_path(b->lab->states, "raw");
   static uint64_t times;
   struct stat st;
 
@@ -268,8 +141,8 @@ static void commit_into(struct lab *lab, bool raw)
 
   b.lab = lab;
   if (raw) {
-    g_autofree char *path = in(lab->dir, "raw"), *bytes = g_malloc0(SIZE);
-    g_autofree char *img = in(lab->dir, "img");
+    g_autofree char *path = bench_path(lab->dir, "raw"), *bytes = g_malloc0(SIZE);
+    g_autofree char *img = bench_path(lab->dir, "img");
 
     CHECK(g_file_set_contents(path, bytes, SIZE, NULL), "cannot write %s", path);
     test_create(img, SIZE, UNIT, "raw", PCOW_FORMAT_RAW, NULL);
@@ -298,18 +171,6 @@ static void commit_into(struct lab *lab, bool raw)
 static void commit_pcow(struct lab *lab) { commit_into(lab, false); }
 
 static void commit_raw(struct lab *lab) { commit_into(lab, true); }
-
-/* Another process takes the place of one that was killed, at any of its cuts, and its cuts are explored. */
-static void go_on_killed(struct bench *b, media_state_fn fn, void (*work)(struct bench *b))
-{
-  if (b->cut != b->kill_at)
-    return;
-  b->on_state = fn;
-  b->killed_media = media_killed(b->media, b->killed, explore_state, b);
-  work(b);
-  explore_state(b);
-  media_free(b->killed_media);
-}
 
 /* Rule 5: the superblocks of a session that was killed while it closed. */
 static int closed_state(void *opaque, const struct media_state *state)
@@ -441,7 +302,7 @@ static int recorded_state(void *opaque, const struct media_state *state)
 
 static void kill_and_record(struct bench *b)
 {
-  g_autofree char *img = in(b->killed, "img"), *copy = in(b->killed_states, "img");
+  g_autofree char *img = bench_path(b->killed, "img"), *copy = bench_path(b->killed_states, "img");
   struct pcow_create_options how = PCOW_INIT(how);
 
   if (b->cut != b->kill_at)
@@ -477,7 +338,7 @@ static void record_killed(struct lab *lab)
 static void damage_each_copy(struct bench *b, const char *dir, uint32_t flags)
 {
   g_autofree unsigned char *before = content_of(b, dir, "img", flags);
-  g_autofree char *path = in(dir, "img"), *kept = in(dir, "kept");
+  g_autofree char *path = bench_path(dir, "img"), *kept = bench_path(dir, "kept");
 
   copy_file(path, kept);
   for (unsigned i = 0; i < 2; i++) {
