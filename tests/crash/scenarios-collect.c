@@ -5,6 +5,12 @@
  */
 #include "scenarios.h"
 
+#include "geometry.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #define SIZE (2 * UNIT)
 
 static void quiet_snapshot(struct subject *s, const char *name)
@@ -48,12 +54,41 @@ static void take_over(struct lab *lab)
   scenario_end(lab);
 }
 
+/* Where the owner of a unit's newest slot can be read, as all see it. */
+static const uint32_t *owner_of(int fd, uint64_t unit)
+{
+  struct geometry geo = geometry_make(16);
+  uint64_t word = 0, at;
+  char *page;
+
+  SYS(pread(fd, &word, sizeof(word), (off_t)geometry_map_word(unit)));
+  at = geometry_header(&geo, SLOT_REF_INDEX(word)) + offsetof(struct pcow_disk_slot, epoch);
+  page = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, fd, (off_t)(at & ~(PAGE - 1)));
+  CHECK(page != MAP_FAILED, "cannot map the file");
+  return (const uint32_t *)(void *)(page + at % PAGE);
+}
+
+/* Stores to each unit as soon as it was taken over. */
 static gpointer store_above(gpointer subject)
 {
   struct subject *s = subject;
+  int fd = (int)SYS(open(s->path, O_RDONLY | O_CLOEXEC));
+  const uint32_t *owners[6];
+  uint32_t before;
 
   for (uint64_t unit = 1; unit < 6; unit++)
-    subject_store(s, unit * UNIT + 3 * PAGE, pattern_word(1000 + unit, unit * UNIT + 3 * PAGE), true);
+    owners[unit] = owner_of(fd, unit);
+  before = *owners[1];
+  for (unsigned left = 0x3e; left;)
+    for (uint64_t unit = 1; unit < 6; unit++) {
+      uint64_t at = unit * UNIT + 3 * PAGE;
+
+      if (!(left >> unit & 1) || __atomic_load_n(owners[unit], __ATOMIC_RELAXED) == before)
+        continue;
+      subject_store(s, at, pattern_word(1000 + unit, at), true);
+      left &= ~(1u << unit);
+    }
+  close(fd);
   return NULL;
 }
 
@@ -117,6 +152,43 @@ static void move_down(struct lab *lab)
   scenario_end(lab);
 }
 
+/* The same under a map, of which the pages are a part, while another thread stores to it. */
+static gpointer store_meanwhile(gpointer subject)
+{
+  struct subject *s = subject;
+
+  for (uint64_t page = 0; page < 32; page += 3)
+    subject_store(s, page * PAGE + 8, pattern_word(2000 + page, page * PAGE + 8), true);
+  return NULL;
+}
+
+static void move_live(struct lab *lab)
+{
+  struct subject *s = scenario_image(lab, SIZE, 0);
+  bool down = rng_chance(&lab->rng, 70);
+  GThread *thread;
+
+  if (down)
+    quiet_fill(s, 4, 32);
+  else
+    quiet_fill(s, 2, 4);
+  quiet_snapshot(s, "one");
+  if (down)
+    quiet_fill(s, 2, 4);
+  else
+    quiet_fill(s, 4, 32);
+  quiet_snapshot(s, "two");
+  lab->quiet = true;
+  subject_map(s);
+  lab->quiet = false;
+  lab->threads = true;
+  thread = g_thread_new("stores", store_meanwhile, s);
+  subject_delete(s, "one");
+  g_thread_join(thread);
+  lab->threads = false;
+  scenario_end(lab);
+}
+
 /* M.8: what the deleted epoch's floor hid stays hidden. */
 static void inherit_floor(struct lab *lab, bool head)
 {
@@ -161,6 +233,7 @@ const struct scenario scenarios_collect[] = {
   { "order-take-over-live", "the same under a map that a thread stores to", take_over_live, true },
   { "order-move-up", "a deleted snapshot's few pages go to its heir", move_up, false },
   { "order-move-down", "an heir's few pages go to the deleted snapshot's slot", move_down, false },
+  { "order-move-live", "pages move under a map that a thread stores to", move_live, true },
   { "order-floor", "a snapshot inherits the floor of a deleted one", inherit_by_snapshot, false },
   { "order-head-floor", "the head inherits the floor of a deleted snapshot", inherit_by_head, false },
   { "order-use-again", "slots are used again after a collection", use_again, false },

@@ -6,6 +6,8 @@
  */
 #include "bench.h"
 
+#include "geometry.h"
+
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -334,6 +336,121 @@ static void record_killed(struct lab *lab)
   bench_end(&b);
 }
 
+/* Rule 5 as a script: a guest's first store to a page; SIGKILL between its presence bit and the fence; another
+ * process opens the image and sees the bit; its guest stores to the page, durably; then the power cut. */
+#define RULE_PAGE (UNIT + 5 * PAGE)
+#define RULE_WORDS 8u
+
+struct rule {
+  struct bench bench;           /* first: what others get is a bench */
+  bool killed, lost;            /* it was killed there; a cut would have taken the bit back */
+  uint64_t words[RULE_WORDS];
+};
+
+/* Is the page present in the head, as the file has it? */
+static bool has_bit(const char *dir)
+{
+  g_autofree char *path = bench_path(dir, "img");
+  int fd = (int)SYS(open(path, O_RDONLY | O_CLOEXEC));
+  struct geometry geo = geometry_make(16);
+  uint64_t word = 0;
+
+  SYS(pread(fd, &word, sizeof(word), (off_t)geometry_map_word(RULE_PAGE / UNIT)));
+  if (word)
+    SYS(pread(fd, &word, sizeof(word), (off_t)geometry_bitmap(&geo, SLOT_REF_INDEX(word))));
+  close(fd);
+  return word >> RULE_PAGE % UNIT / PAGE & 1;
+}
+
+static int look_for_bit(void *opaque, const struct media_state *state)
+{
+  struct rule *r = opaque;
+
+  (void)state;
+  r->lost |= !has_bit(r->bench.killed_states);
+  return 0;
+}
+
+static int ruled_state(void *opaque, const struct media_state *state)
+{
+  struct rule *r = opaque;
+  g_autofree unsigned char *bytes = content_of(&r->bench, r->bench.killed_states, "img", PCOW_OPEN_RDWR);
+
+  (void)state;
+  atomic_fetch_add(&counters->states, 1);
+  if (memcmp(bytes + RULE_PAGE, r->words, sizeof(r->words)))
+    lab_fail(r->bench.lab, "what the guest made durable is lost");
+  return 0;
+}
+
+/* The other process. */
+static void store_durably(struct rule *r)
+{
+  struct bench *b = &r->bench;
+  struct pcow_map_options how = PCOW_INIT(how);
+  pcow_image *image = open_in(b, b->killed, "img", PCOW_OPEN_RDWR);
+  pcow_mapping *map;
+  uint64_t *address;
+
+  how.durability = PCOW_STORE_DURABLE;
+  OK(pcow_map(image, &how, &map));
+  address = (uint64_t *)pcow_mapping_address(map) + RULE_PAGE / 8;
+  for (unsigned i = 0; i < RULE_WORDS; i++)
+    __atomic_store_n(&address[i], r->words[i] = rng_next(&b->lab->rng), __ATOMIC_SEQ_CST);
+  OK(pcow_persist(map, RULE_PAGE, sizeof(r->words)));
+  media_states(b->killed_media, b->killed_states, 40, ruled_state, r);
+  OK(pcow_unmap(map));
+  OK(pcow_close(image));
+}
+
+static void kill_at_bit(struct bench *b)
+{
+  struct rule *r = (struct rule *)b;
+
+  if (r->killed || !has_bit(b->lab->dir))
+    return;
+  r->killed = true;
+  b->killed_media = media_killed(b->media, b->killed, NULL, NULL);
+  media_states(b->killed_media, b->killed_states, 40, look_for_bit, r);
+  store_durably(r);
+  media_free(b->killed_media);
+}
+
+static void rule_5(struct lab *lab)
+{
+  struct rule r = { .killed = false };
+  bool frozen = rng_chance(&lab->rng, 50);
+  pcow_image *image;
+  pcow_mapping *map;
+  struct pcow_map_options how = PCOW_INIT(how);
+  uint64_t *address;
+
+  create_in(lab->dir, "img", NULL);
+  bench_begin(&r.bench, lab, kill_at_bit);
+  lab->quiet = true;
+  if (frozen)
+    write_pages(&r.bench, lab->dir, "img", 12);
+  image = open_in(&r.bench, lab->dir, "img", PCOW_OPEN_RDWR);
+  if (frozen)
+    OK(pcow_snapshot_create(image, "one"));
+  /* The head has a slot of the unit, or gets one. */
+  if (rng_chance(&lab->rng, 50)) {
+    OK(pcow_pwrite(image, "other", 5, UNIT));
+    OK(pcow_flush(image));
+  }
+  how.durability = PCOW_STORE_DURABLE;
+  OK(pcow_map(image, &how, &map));
+  address = (uint64_t *)pcow_mapping_address(map) + RULE_PAGE / 8;
+  lab->quiet = false;
+  __atomic_store_n(&address[1], rng_next(&lab->rng), __ATOMIC_SEQ_CST);
+  lab->quiet = true;
+  CHECK(r.killed, "no cut between the presence bit and its fence");
+  CHECK(r.lost, "the presence bit was durable before its fence");
+  OK(pcow_unmap(map));
+  OK(pcow_close(image));
+  bench_end(&r.bench);
+}
+
 /* At rest, and after who opened it closed it again, either copy of the superblock may decay. */
 static void damage_each_copy(struct bench *b, const char *dir, uint32_t flags)
 {
@@ -405,6 +522,7 @@ const struct scenario scenarios_killed[] = {
   { "order-shrink-killed", "a shrink is killed, then a growth", shrink_killed, false },
   { "order-read-killed", "a killed session's image is read", read_killed, false },
   { "order-record-killed", "an overlay over a killed session's snapshot", record_killed, false },
+  { "rule-5", "killed between a bit and its fence; a durable store by the next process; a cut", rule_5, true },
   { "order-damage", "either copy of the superblock decays", damage, false },
   { NULL, NULL, NULL, false },
 };
