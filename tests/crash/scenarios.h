@@ -25,6 +25,7 @@ extern const struct scenario scenarios_map[];
 extern const struct scenario scenarios_review[];
 extern const struct scenario scenarios_order[];
 extern const struct scenario scenarios_killed[];
+extern const struct scenario scenarios_repair[];
 
 /* An image of SIZE bytes under watched media, open; what COUNT writes put into it is durable. */
 struct subject *scenario_image(struct lab *lab, uint64_t size, unsigned count);

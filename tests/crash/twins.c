@@ -91,6 +91,10 @@ static const struct twin all[] = {
   { "N.3", "pmem", "order-move-live", "", "the same under a map" },
   { "N.3", "msync", "order-move-down", "", "fence between these bits and the slot that is freed" },
   { "end 13", "pmem", "-order-use-again", "", "4.2 of each slot comes before it is released" },
+  { "repair 5", "pmem", "repair-killed", "", "what a repair goes by is durable" },
+  { "repair 6", "pmem", "repair", "", "a repair marks the image dirty first" },
+  { "repair 4.2", "pmem", "repair", "", "fence between the words of a repair and what it gives back" },
+  { "repair 4.2", "msync", "repair", "", "fence between the words of a repair and what it gives back" },
   { "14.7", "pmem", "order-closed", "", "data durable before the image is marked clean" },
   { NULL, NULL, NULL, NULL, NULL },
 };
