@@ -174,7 +174,7 @@ static int emit_pages(struct diff *d, uint64_t first, uint64_t count, const uint
   return r;
 }
 
-static int diff_unit(struct diff *d, uint64_t start, uint64_t end, GArray *from, GArray *to)
+static int diff_piece(struct diff *d, uint64_t start, uint64_t end, GArray *from, GArray *to)
 {
   uint64_t first = start >> PAGE_SHIFT, last = end >> PAGE_SHIFT;
   g_autofree uint64_t *different = g_try_new0(uint64_t, bits_words(last - first));
@@ -188,6 +188,17 @@ static int diff_unit(struct diff *d, uint64_t start, uint64_t end, GArray *from,
   if (r == 0)
     r = compare_pages(d->from.layer->path, from, to, first, last, NULL, different);
   return r ? r : emit_pages(d, first, last - first, different, to);
+}
+
+static int diff_unit(struct diff *d, uint64_t start, uint64_t end, GArray *from, GArray *to)
+{
+  int r = 0;
+
+  for (uint64_t stop; r == 0 && start < end; start = stop) {
+    stop = MIN(end, start + VIEW_PIECE_BYTES);
+    r = diff_piece(d, start, stop, from, to);
+  }
+  return r;
 }
 
 /* Raises *UNIT to the first one of which a side may have something. */

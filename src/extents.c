@@ -11,7 +11,6 @@
 #include "image.h"
 
 #define PIECE_LEAST (UINT64_C(16) << 20)
-#define PIECE_MOST (UINT64_C(128) << 20)
 
 static bool extent_continues(const struct pcow_extent *a, const struct pcow_extent *b)
 {
@@ -111,7 +110,7 @@ API int pcow_extents(pcow_image *image, uint64_t offset, uint64_t length, uint32
     return fail(EINVAL, "%s: the extents need a function that takes them", image->path);
 
   pthread_rwlock_rdlock(&image->lock);
-  piece = CLAMP(UINT64_C(1) << image_superblock(image)->unit_shift, PIECE_LEAST, PIECE_MOST);
+  piece = CLAMP(UINT64_C(1) << image_superblock(image)->unit_shift, PIECE_LEAST, VIEW_PIECE_BYTES);
   r = image_check_content(image);
   if (r == 0)
     r = image_check_range(image, offset, length);

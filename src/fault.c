@@ -53,27 +53,24 @@ static void trim(const uint64_t *bits, uint64_t page, uint64_t *first, uint64_t 
   *end = bits_find(bits, page, *end, true);
 }
 
-/* Sets DATA when something has to be copied for PAGE, ALL when anything lies beneath the unit. */
+/* Sets DATA when something has to be copied for PAGE, ALL when anything lies beneath the unit; where holes
+ * raise events nobody asks for more than the page. */
 static int beneath(struct pcow_mapping *m, const struct unit *u, uint64_t page, bool *data, bool *all)
 {
-  uint64_t global = map_unit_first(m, u->number) + page;
-  g_autoptr(GArray) runs = NULL;
-  int ret = 0;
+  uint64_t first = map_unit_first(m, u->number);
+  g_auto(view_cursor) lower = head_lower(m->image->head);
+  int ret;
+  const struct run *r = view_cursor_at(&lower, first + page, &ret);
 
-  runs = head_lower_runs(m->image->head, u->number, &ret);
-  if (!runs)
-    return ret;
-  for (unsigned i = 0; i < runs->len; i++) {
-    const struct run *r = &g_array_index(runs, struct run, i);
-
-    if (r->kind != RUN_DATA)
-      continue;
-    *all = true;
-    *data |= r->page <= global && global < r->page + r->count;
-    if (*data || r->page > global)
-      break;
+  *data = *all = r && r->kind == RUN_DATA;
+  for (uint64_t at = first; r && !m->guarded && !*all && at < first + m->unit_pages;) {
+    r = view_cursor_at(&lower, at, &ret);
+    if (r) {
+      *all = r->kind == RUN_DATA;
+      at = r->page + r->count;
+    }
   }
-  return 0;
+  return ret;
 }
 
 static int publish(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end, unsigned flags)

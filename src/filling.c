@@ -18,15 +18,10 @@
 int filling_bytes(struct pcow_mapping *m, struct unit *u, uint64_t unit, uint64_t page, uint64_t count,
                   uint8_t *buffer)
 {
-  g_autoptr(GArray) runs = NULL;
-  int ret;
-
   if (u)
     return head_read(m->image->head, u, page * PAGE_BYTES, buffer, count * PAGE_BYTES);
-  runs = image_runs(m->image, unit, &ret);
-  if (!runs)
-    return ret;
-  return view_read(runs, (map_unit_first(m, unit) + page) * PAGE_BYTES, buffer, count * PAGE_BYTES);
+  return view_cache_read(m->image->runs, (map_unit_first(m, unit) + page) * PAGE_BYTES, buffer,
+                         count * PAGE_BYTES);
 }
 
 /* Drops what is left of one copy. The unit is locked. */

@@ -248,9 +248,9 @@ int head_forget_unit(struct head *h, uint64_t unit)
   return ret;
 }
 
-GArray *head_lower_runs(struct head *h, uint64_t unit, int *error)
+view_cursor head_lower(struct head *h)
 {
-  return view_cache_get(h->cache, unit, error);
+  return (view_cursor){ .cache = h->cache };
 }
 
 uint64_t head_page_offset(const struct head *h, const struct unit *u, uint64_t page)

@@ -61,8 +61,8 @@ struct unit *head_lock_unit(struct head *h, uint64_t unit, int *error);
 struct unit *head_trylock_unit(struct head *h, uint64_t unit, int *error);
 void head_unlock_unit(struct head *h, struct unit *u);
 
-/* Runs beneath the head's unit; unref. NULL with *ERROR. */
-GArray *head_lower_runs(struct head *h, uint64_t unit, int *error);
+/* What lies beneath the head, by pages of the whole view, resolved piece by piece; use with g_auto(). */
+view_cursor head_lower(struct head *h);
 
 /* File offset of a page of a unit that has a slot. */
 uint64_t head_page_offset(const struct head *h, const struct unit *u, uint64_t page);

@@ -48,7 +48,7 @@ static void undo_pages(struct head *h, struct unit *u, uint64_t first, uint64_t 
   }
 }
 
-static int copy_run(struct head *h, struct unit *u, const GArray *runs, uint64_t first, uint64_t end)
+static int copy_run(struct head *h, struct unit *u, uint64_t first, uint64_t end)
 {
   uint64_t unit_start = u->number * h->store->geo.unit_bytes;
   g_autofree uint8_t *buffer = g_try_malloc(MIN((end - first) * PAGE_BYTES, COPY_BYTES));
@@ -59,7 +59,7 @@ static int copy_run(struct head *h, struct unit *u, const GArray *runs, uint64_t
   while (ret == 0 && first < end) {
     uint64_t n = MIN((end - first) * PAGE_BYTES, COPY_BYTES);
 
-    ret = view_read(runs, unit_start + first * PAGE_BYTES, buffer, n);
+    ret = view_cache_read(h->cache, unit_start + first * PAGE_BYTES, buffer, n);
     if (ret == 0)
       ret = persist_copy(h->store->p, head_page_offset(h, u, first), buffer, n);
     first += n / PAGE_BYTES;
@@ -69,22 +69,25 @@ static int copy_run(struct head *h, struct unit *u, const GArray *runs, uint64_t
 
 /* Brings the content of absent pages [first, end) into the slot, run by run of what lies beneath.
  * Marks in TAKEN (bits of pages relative to FIRST) which ones are to become present. */
-static int fetch(struct head *h, struct unit *u, const GArray *runs, uint64_t first, uint64_t end,
+static int fetch(struct head *h, struct unit *u, view_cursor *lower, uint64_t first, uint64_t end,
                  unsigned flags, uint64_t *taken, uint64_t base, struct head_counts *counts)
 {
   uint64_t unit_first = u->number * h->store->geo.unit_pages;
   int ret = 0;
 
-  for (unsigned i = view_find(runs, unit_first + first); ret == 0 && first < end; i++) {
-    const struct run *r = &g_array_index(runs, struct run, i);
-    uint64_t to = MIN(end, r->page + r->count - unit_first);
-    bool data = r->kind == RUN_DATA;
+  while (ret == 0 && first < end) {
+    const struct run *r = view_cursor_at(lower, unit_first + first, &ret);
+    bool data = r && r->kind == RUN_DATA;
+    uint64_t to;
 
+    if (!r)
+      break;
+    to = MIN(end, r->page + r->count - unit_first);
     if (data || !(flags & HEAD_SKIP_ZERO)) {
       if (data || (flags & HEAD_RESERVE))
         ret = persist_allocate(h->store->p, head_page_offset(h, u, first), (to - first) * PAGE_BYTES);
       if (ret == 0 && data)
-        ret = copy_run(h, u, runs, first, to);
+        ret = copy_run(h, u, first, to);
       bits_set(taken, first - base, to - base);
       if (data)
         counts->copied += to - first;
@@ -101,13 +104,13 @@ int head_publish(struct head *h, struct unit *u, uint64_t first, uint64_t end, u
 {
   struct head_counts sum = { 0, 0 };
   g_autofree uint64_t *taken = NULL;
-  g_autoptr(GArray) runs = NULL;
+  g_auto(view_cursor) lower = head_lower(h);
   int ret;
 
   if (u->present && bits_find(u->present, first, end, false) == end)
     return 0;
-  runs = head_lower_runs(h, u->number, &ret);
-  if (!runs)
+  /* What cannot be read is found before anything changes. */
+  if (!view_cursor_at(&lower, u->number * h->store->geo.unit_pages + first, &ret))
     return ret;
   taken = g_try_malloc0(bits_words(end - first) * 8);
   if (!taken)
@@ -123,7 +126,7 @@ int head_publish(struct head *h, struct unit *u, uint64_t first, uint64_t end, u
   for (uint64_t at = first; ret == 0 && (at = bits_find(u->present, at, end, false)) < end;) {
     uint64_t to = bits_find(u->present, at, end, true);
 
-    ret = fetch(h, u, runs, at, to, flags, taken, first, &sum);
+    ret = fetch(h, u, &lower, at, to, flags, taken, first, &sum);
     at = to;
   }
   if (ret) {
@@ -187,20 +190,31 @@ int head_write(struct head *h, struct unit *u, uint64_t offset, const void *buff
   return ret;
 }
 
-static bool beneath_is_zero(const struct head *h, const struct unit *u, const GArray *runs,
-                            uint64_t first, uint64_t end)
+/* Marks in HIDING (bits of pages relative to FIRST) the absent pages that must become present for zeros to
+ * be seen: gaps between present ones in which something lies beneath. */
+static int find_hiding(struct head *h, const struct unit *u, uint64_t first, uint64_t end, uint64_t *hiding)
 {
   uint64_t unit_first = u->number * h->store->geo.unit_pages;
+  g_auto(view_cursor) lower = head_lower(h);
 
-  for (unsigned i = view_find(runs, unit_first + first); i < runs->len; i++) {
-    const struct run *r = &g_array_index(runs, struct run, i);
+  for (uint64_t at = first, to; at < end; at = to) {
+    bool present = is_present(u, at);
 
-    if (r->page >= unit_first + end)
-      break;
-    if (r->kind == RUN_DATA)
-      return false;
+    to = u->present ? bits_find(u->present, at, end, !present) : end;
+    for (uint64_t page = at; !present && page < to;) {
+      int error;
+      const struct run *r = view_cursor_at(&lower, unit_first + page, &error);
+
+      if (!r)
+        return error;
+      page = r->page + r->count - unit_first;
+      if (r->kind == RUN_DATA) {
+        bits_set(hiding, at - first, to - first);
+        break;
+      }
+    }
   }
-  return true;
+  return 0;
 }
 
 static int zero_keeping_space(struct head *h, struct unit *u, uint64_t first, uint64_t end)
@@ -220,16 +234,17 @@ static int zero_keeping_space(struct head *h, struct unit *u, uint64_t first, ui
 
 int head_zero(struct head *h, struct unit *u, uint64_t first, uint64_t end, bool keep_space)
 {
-  g_autoptr(GArray) runs = NULL;
-  int ret = 0;
+  g_autofree uint64_t *hiding = NULL;
+  int ret;
 
   if (keep_space)
     return zero_keeping_space(h, u, first, end);
-  runs = head_lower_runs(h, u->number, &ret);
-  if (!runs)
+  hiding = g_try_malloc0(bits_words(end - first) * 8);
+  if (!hiding)
+    return fail(ENOMEM, "%s: no memory for a presence bitmap", h->store->path);
+  ret = find_hiding(h, u, first, end, hiding);
+  if (ret || (!u->slot && bits_find(hiding, 0, end - first, true) == end - first))
     return ret;
-  if (!u->slot && beneath_is_zero(h, u, runs, first, end))
-    return 0;
   ret = head_ensure_slot(h, u);
   if (ret == 0)
     ret = slots_reserve_present(h->slots, u->slot, first, end);
@@ -238,11 +253,10 @@ int head_zero(struct head *h, struct unit *u, uint64_t first, uint64_t end, bool
     ret = ORDERED("zero 1.1",
                   persist_punch(h->store->p, head_page_offset(h, u, first), (end - first) * PAGE_BYTES));
   ORDERED_VOID("zero 1.2", persist_drain(h->store->p));
-  for (uint64_t at = first; ret == 0 && (at = bits_find(u->present, at, end, false)) < end;) {
-    uint64_t to = bits_find(u->present, at, end, true);
+  for (uint64_t at = 0; ret == 0 && (at = bits_find(hiding, at, end - first, true)) < end - first;) {
+    uint64_t to = bits_find(hiding, at, end - first, false);
 
-    if (!beneath_is_zero(h, u, runs, at, to))
-      ret = head_mark_present(h, u, at, to);
+    ret = head_mark_present(h, u, first + at, first + to);
     at = to;
   }
   return ret;
@@ -264,10 +278,7 @@ int head_read(struct head *h, struct unit *u, uint64_t offset, void *buffer, uin
     if (present) {
       ret = persist_read(h->store->p, head_page_offset(h, u, 0) + offset, out, n);
     } else {
-      g_autoptr(GArray) runs = head_lower_runs(h, u->number, &ret);
-
-      if (runs)
-        ret = view_read(runs, unit_start + offset, out, n);
+      ret = view_cache_read(h->cache, unit_start + offset, out, n);
     }
     if (ret)
       return ret;

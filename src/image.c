@@ -106,18 +106,12 @@ int image_reload(struct pcow_image *image, struct layer *base)
   return 0;
 }
 
-GArray *image_runs(struct pcow_image *image, uint64_t unit, int *error)
-{
-  return view_cache_get(image->runs, unit, error);
-}
-
 /* The head's own pages of one unit, holes told from data, and what lies beneath the others. */
 static int resolve_unit(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end, GArray *runs)
 {
   const struct geometry *g = &image->store->geo;
   uint64_t unit_first = u->number * g->unit_pages;
-  g_autoptr(GArray) lower = NULL;
-  int ret = 0;
+  g_auto(view_cursor) lower = head_lower(image->head);
 
   while (first < end) {
     bool present = u->present && bits_test(u->present, first);
@@ -135,14 +129,16 @@ static int resolve_unit(struct pcow_image *image, struct unit *u, uint64_t first
       first += r.count;
       continue;
     }
-    if (!lower)
-      lower = head_lower_runs(image->head, u->number, &ret);
-    if (!lower)
-      return ret;
-    for (unsigned i = view_find(lower, unit_first + first); first < to; i++) {
-      struct run r = g_array_index(lower, struct run, i);
-      uint64_t skip = unit_first + first - r.page;
+    while (first < to) {
+      int error;
+      const struct run *found = view_cursor_at(&lower, unit_first + first, &error);
+      uint64_t skip;
+      struct run r;
 
+      if (!found)
+        return error;
+      r = *found;
+      skip = unit_first + first - r.page;
       r.page += skip;
       r.offset += skip * PAGE_BYTES;
       r.count = MIN(r.count - skip, to - first);

@@ -37,7 +37,7 @@ struct pcow_image {
   GArray *seen;                 /* struct seen_file of pcow_open_base(), this image last; or NULL */
   char *snapshot;               /* name of the open snapshot, or NULL */
   GPtrArray *strings;           /* that pcow_get_info() gave out */
-  struct view_cache *runs;      /* read-only: resolved units */
+  struct view_cache *runs;      /* read-only: resolved pieces */
 
   struct store *store;          /* for writing; else NULL */
   struct slots *slots;
@@ -85,9 +85,6 @@ int image_quiesce(struct pcow_image *image);
  * match the store. BASE: the new chain beneath (ownership taken), or the present one. The image lock
  * is held for writing. */
 int image_reload(struct pcow_image *image, struct layer *base);
-
-/* Runs of one unit of what is open, read-only handles. Unref. */
-GArray *image_runs(struct pcow_image *image, uint64_t unit, int *error);
 
 /* All runs of what is open for pages [first, end), the head's own included (layer is image->layer,
  * offset in the file); appended to RUNS. The image lock is held. */

@@ -48,10 +48,7 @@ API int pcow_pread(pcow_image *image, void *buffer, size_t count, uint64_t offse
       if (ret == 0 && bounce)
         memcpy(out, bounce, n);
     } else {
-      g_autoptr(GArray) runs = image_runs(image, unit, &ret);
-
-      if (runs)
-        ret = view_read(runs, offset, out, n);
+      ret = view_cache_read(image->runs, offset, out, n);
     }
     out += n;
     offset += n;

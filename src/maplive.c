@@ -58,15 +58,21 @@ static int find_not_zero(struct pcow_mapping *m, struct unit *u, struct map_unit
 {
   g_autoptr(GArray) segments = g_array_new(FALSE, FALSE, sizeof(struct segment));
   uint64_t zero = map_unit_first(m, u->number);
-  int ret = plan_unit(m, u, first, end, segments);
 
-  if (ret)
-    return ret;
-  for (unsigned i = 0; i < segments->len; i++) {
-    const struct segment *s = &g_array_index(segments, struct segment, i);
+  for (uint64_t at = first, to; at < end; at = to) {
+    int ret;
 
-    if (s->kind != SEGMENT_ZERO)
-      bits_set(needs, s->page - zero - first, s->page - zero - first + s->count);
+    to = MIN(end, (at / VIEW_PIECE_PAGES + 1) * VIEW_PIECE_PAGES);
+    g_array_set_size(segments, 0);
+    ret = plan_unit(m, u, at, to, segments);
+    if (ret)
+      return ret;
+    for (unsigned i = 0; i < segments->len; i++) {
+      const struct segment *s = &g_array_index(segments, struct segment, i);
+
+      if (s->kind != SEGMENT_ZERO)
+        bits_set(needs, s->page - zero - first, s->page - zero - first + s->count);
+    }
   }
   /* Space that was reserved and never stored to looks like a hole, and must not stay writable; but the
    * file system fills the holes of native units. Dense and filled pages turn to zeros where they are. */

@@ -17,6 +17,7 @@
 
 #define LAZY_CHUNK_PAGES ((UINT64_C(1) << 30) / PAGE_BYTES)
 #define LAZY_LEAST_BYTES (UINT64_C(64) << 20)
+#define SPARE_SEGMENTS 65536u   /* kept beyond what there is room for: a piece may have 32768 */
 
 enum policy { POLICY_RUNS, POLICY_FILL, POLICY_JOIN };
 
@@ -31,6 +32,8 @@ struct plan {
   struct pcow_mapping *m;
   uint64_t first, end;          /* pages of the mapping */
   GArray *segments;
+  uint64_t counted;             /* segments that were too many to be kept */
+  uint64_t room;                /* for VMAs */
   GArray *costs;                /* struct unit_cost; only of units with more than zeros */
   bool chosen;                  /* costs hold policies */
   GHashTable *groups;           /* group of units + 1 → policy for all of it; or NULL */
@@ -58,15 +61,17 @@ static void add(GArray *segments, uint64_t page, uint64_t count, enum segment_ki
 }
 
 /* Runs of pages [first, end) of the mapping. */
-static void add_runs(struct pcow_mapping *m, const GArray *runs, uint64_t first, uint64_t end, GArray *segments)
+static int add_runs(struct pcow_mapping *m, view_cursor *runs, uint64_t first, uint64_t end, GArray *segments)
 {
-  for (unsigned i = runs->len ? view_find(runs, first) : 0; first < end && i < runs->len; i++) {
-    const struct run *r = &g_array_index(runs, struct run, i);
-    uint64_t to = MIN(end, r->page + r->count);
+  while (first < end) {
+    int error;
+    const struct run *r = view_cursor_at(runs, first, &error);
     enum segment_kind kind = SEGMENT_ZERO;
+    uint64_t to;
 
-    if (to <= first)
-      continue;
+    if (!r)
+      return error;
+    to = MIN(end, r->page + r->count);
     if (r->kind == RUN_DATA)
       kind = !m->writable ? SEGMENT_SHARED : r->layer->tmpfs ? SEGMENT_PRIVATE : SEGMENT_FILL;
     if (kind == SEGMENT_ZERO || kind == SEGMENT_FILL)
@@ -75,8 +80,7 @@ static void add_runs(struct pcow_mapping *m, const GArray *runs, uint64_t first,
       add(segments, first, to - first, kind, r->layer, r->offset + (first - r->page) * PAGE_BYTES);
     first = to;
   }
-  if (first < end)
-    add(segments, first, end - first, SEGMENT_ZERO, NULL, 0);
+  return 0;
 }
 
 /* Present pages: where the file has a hole they are zeros without a block. */
@@ -99,25 +103,21 @@ static void add_present(struct pcow_mapping *m, struct unit *u, uint64_t first, 
 int plan_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end, GArray *segments)
 {
   uint64_t page = map_unit_first(m, u->number);
-  g_autoptr(GArray) runs = NULL;
+  g_auto(view_cursor) lower = head_lower(m->image->head);
   int ret = 0;
 
-  while (first < end) {
+  while (ret == 0 && first < end) {
     bool present = u->present && bits_test(u->present, first);
     uint64_t to = u->present ? bits_find(u->present, first, end, !present) : end;
 
     if (present) {
       add_present(m, u, first, to, segments);
     } else {
-      if (!runs)
-        runs = head_lower_runs(m->image->head, u->number, &ret);
-      if (!runs)
-        return ret;
-      add_runs(m, runs, page + first, page + to, segments);
+      ret = add_runs(m, &lower, page + first, page + to, segments);
     }
     first = to;
   }
-  return 0;
+  return ret;
 }
 
 /* ---- Coarser units ---- */
@@ -195,11 +195,11 @@ static void choose_groups(struct plan *p)
   }
 }
 
-/* Chooses the units that get coarser, most fragmented first, until ROOM more VMAs are enough. */
-static void choose(struct plan *p, int64_t room)
+/* Chooses the units that get coarser, most fragmented first, until the room is enough. */
+static void choose(struct plan *p)
 {
   struct unit_cost *costs = (struct unit_cost *)(void *)p->costs->data;
-  int64_t need = (int64_t)p->segments->len;
+  int64_t room = (int64_t)p->room, need = (int64_t)(p->segments->len + p->counted);
 
   qsort(costs, p->costs->len, sizeof(*costs), by_pieces);
   for (unsigned i = 0; need > room && i < p->costs->len; i++) {
@@ -238,50 +238,71 @@ static enum policy policy_of(const struct plan *p, uint64_t unit)
   return found ? found->policy : POLICY_RUNS;
 }
 
-/* Notes what the unit costs, or makes it as coarse as was chosen. FROM: its first segment. */
-static void weigh(struct plan *p, uint64_t unit, unsigned from)
+/* Notes what some of the unit costs, or makes it as coarse as was chosen. FROM: its first segment. When
+ * there is no room for as many, they are only counted: choose() is going to have them made anew. */
+static void weigh(struct plan *p, struct unit_cost *cost, unsigned from)
 {
-  struct unit_cost cost = { .unit = unit };
+  unsigned len = p->segments->len;
 
   if (p->chosen) {
-    if (policy_of(p, unit) == POLICY_FILL)
+    if (policy_of(p, cost->unit) == POLICY_FILL)
       make_fill(p->segments, from);
     return;
   }
-  for (unsigned i = from; i < p->segments->len; i++) {
+  for (unsigned i = from; i < len; i++) {
     const struct segment *s = &g_array_index(p->segments, struct segment, i);
 
-    cost.pieces++;
-    cost.shared += s->kind == SEGMENT_SHARED && !s->layer;
+    cost->pieces++;
+    cost->shared += s->kind == SEGMENT_SHARED && !s->layer;
+  }
+  if (len > p->room + SPARE_SEGMENTS) {
+    p->counted += len - 1;      /* the last one may go on in the next */
+    g_array_remove_range(p->segments, 0, len - 1);
+  }
+}
+
+/* Pages [first, end) of the unit as they are, piece by piece. */
+static int build_pieces(struct plan *p, uint64_t unit, struct unit *u, uint64_t first, uint64_t end)
+{
+  struct pcow_mapping *m = p->m;
+  struct unit_cost cost = { .unit = unit };
+  int ret = 0;
+
+  for (uint64_t to; ret == 0 && first < end; first = to) {
+    unsigned from = p->segments->len;
+
+    to = MIN(end, (first / VIEW_PIECE_PAGES + 1) * VIEW_PIECE_PAGES);
+    if (u) {
+      ret = plan_unit(m, u, first, to, p->segments);
+    } else {
+      g_auto(view_cursor) runs = { .cache = m->image->runs };
+
+      ret = add_runs(m, &runs, map_unit_first(m, unit) + first, map_unit_first(m, unit) + to, p->segments);
+    }
+    if (ret == 0)
+      weigh(p, &cost, from);
   }
   if (cost.pieces)
     g_array_append_val(p->costs, cost);
+  return ret;
 }
 
 static int build_unit(struct plan *p, uint64_t unit, uint64_t first, uint64_t end)
 {
   struct pcow_mapping *m = p->m;
-  unsigned from = p->segments->len;
-  int ret = 0;
+  struct unit *u;
+  int ret;
 
-  if (m->writable) {
-    struct unit *u = head_lock_unit(m->image->head, unit, &ret);
-
-    if (!u)
-      return ret;
-    if (policy_of(p, unit) == POLICY_JOIN && first == 0)
-      ret = join_unit(m, u, end, p->segments);
-    else
-      ret = plan_unit(m, u, first, end, p->segments);
-    head_unlock_unit(m->image->head, u);
-  } else {
-    g_autoptr(GArray) runs = image_runs(m->image, unit, &ret);
-
-    if (runs)
-      add_runs(m, runs, map_unit_first(m, unit) + first, map_unit_first(m, unit) + end, p->segments);
-  }
-  if (ret == 0)
-    weigh(p, unit, from);
+  if (!m->writable)
+    return build_pieces(p, unit, NULL, first, end);
+  u = head_lock_unit(m->image->head, unit, &ret);
+  if (!u)
+    return ret;
+  if (policy_of(p, unit) == POLICY_JOIN && first == 0)
+    ret = join_unit(m, u, end, p->segments);
+  else
+    ret = build_pieces(p, unit, u, first, end);
+  head_unlock_unit(m->image->head, u);
   return ret;
 }
 
@@ -530,7 +551,6 @@ static void want_events(struct plan *p)
 int plan_apply(struct pcow_mapping *m, uint64_t first, uint64_t end)
 {
   struct plan p = { .m = m, .first = first, .end = end };
-  int64_t room;
   int ret;
 
   if (first >= end)
@@ -538,10 +558,10 @@ int plan_apply(struct pcow_mapping *m, uint64_t first, uint64_t end)
   p.segments = g_array_new(FALSE, FALSE, sizeof(struct segment));
   p.costs = g_array_new(FALSE, FALSE, sizeof(struct unit_cost));
   vmabudget_count();
-  room = vmabudget_room();
+  p.room = (uint64_t)MAX(vmabudget_room(), 0);
   ret = build(&p);
-  if (ret == 0 && (int64_t)p.segments->len > room) {
-    choose(&p, room);
+  if (ret == 0 && p.segments->len + p.counted > p.room) {
+    choose(&p);
     p.chosen = true;
     ret = build(&p);
     if (ret == 0 && !m->writable)

@@ -20,6 +20,7 @@ struct rebase {
   struct store *s;
   struct layer *old_base;       /* NULL: none */
   struct layer *new_base;
+  struct view_cache *old_view;  /* of old_base, NULL without one */
   uint32_t root;                /* the root epoch */
   uint64_t limit;               /* bytes of the base that any view sees */
 };
@@ -80,37 +81,41 @@ static GArray *base_runs(struct layer *base, uint64_t first, uint64_t end, int *
   return runs;
 }
 
-/* Writes pages [first, end) of the unit, as RUNS show them, to the data area at DATA. Zeros become
+/* Writes pages [first, end) of the unit, as the old base shows them, to the data area at DATA. Zeros become
  * holes; with CLEAN they are holes already. Owed: a fence. */
-static int copy_pages(struct store *s, uint64_t data, uint64_t unit_page, uint64_t first, uint64_t end,
-                      const GArray *runs, bool clean)
+static int copy_pages(struct rebase *r, uint64_t data, uint64_t unit_page, uint64_t first, uint64_t end,
+                      bool clean)
 {
+  struct store *s = r->s;
   struct persist *p = s->p;
   g_autofree unsigned char *buffer = g_try_malloc(CHUNK_PAGES * PAGE_BYTES);
 
   if (!buffer)
     return fail(ENOMEM, "%s: no memory to copy pages", s->path);
   for (uint64_t n; first < end; first += n) {
-    int r;
+    int ret = 0;
 
     n = MIN(end - first, CHUNK_PAGES);
-    r = view_read(runs, (unit_page + first) << PAGE_SHIFT, buffer, n << PAGE_SHIFT);
-    for (uint64_t i = 0, stop; r == 0 && i < n; i = stop) {
+    if (r->old_view)
+      ret = view_cache_read(r->old_view, (unit_page + first) << PAGE_SHIFT, buffer, n << PAGE_SHIFT);
+    else
+      memset(buffer, 0, n << PAGE_SHIFT);
+    for (uint64_t i = 0, stop; ret == 0 && i < n; i = stop) {
       bool zero = page_is_zero(buffer + (i << PAGE_SHIFT));
       uint64_t at = data + ((first + i) << PAGE_SHIFT);
 
       for (stop = i + 1; stop < n && page_is_zero(buffer + (stop << PAGE_SHIFT)) == zero;)
         stop++;
       if (!zero) {
-        r = persist_allocate(p, at, (stop - i) << PAGE_SHIFT);
-        if (r == 0)
-          r = persist_copy(p, at, buffer + (i << PAGE_SHIFT), (stop - i) << PAGE_SHIFT);
+        ret = persist_allocate(p, at, (stop - i) << PAGE_SHIFT);
+        if (ret == 0)
+          ret = persist_copy(p, at, buffer + (i << PAGE_SHIFT), (stop - i) << PAGE_SHIFT);
       } else if (!clean) {
-        r = persist_punch(p, at, (stop - i) << PAGE_SHIFT);
+        ret = persist_punch(p, at, (stop - i) << PAGE_SHIFT);
       }
     }
-    if (r < 0)
-      return r;
+    if (ret < 0)
+      return ret;
   }
   return 0;
 }
@@ -128,7 +133,7 @@ static void give_back(struct store *s, uint64_t index, const uint64_t *wanted, u
 /* The root epoch is frozen: the pages of WANTED go into its slot of the unit, made if need be at the
  * end of the CHAIN. Readers of snapshots may be at work; they read the same bytes before and after. */
 static int add_to_slot(struct rebase *r, uint64_t unit, const GArray *chain, const uint64_t *wanted,
-                       uint64_t pages, const GArray *runs)
+                       uint64_t pages)
 {
   const struct slot_info *slot = root_slot(r, chain);
   struct slots *slots = r->image->slots;
@@ -145,8 +150,7 @@ static int add_to_slot(struct rebase *r, uint64_t unit, const GArray *chain, con
     end = bits_find(wanted, first, pages, false);
     ret = slots_reserve_present(slots, index, first, end);
     if (ret == 0)
-      ret = copy_pages(r->s, geometry_data(&r->s->geo, index), unit * r->s->geo.unit_pages, first, end,
-                       runs, !slot);
+      ret = copy_pages(r, geometry_data(&r->s->geo, index), unit * r->s->geo.unit_pages, first, end, !slot);
   }
   if (ret == 0)
     ret = ORDERED("rebase 1.2", persist_fence(r->s->p));
@@ -184,22 +188,31 @@ static int add_to_head(struct rebase *r, uint64_t unit, const uint64_t *wanted, 
   return ret;
 }
 
+/* Marks in WANTED what the bases show differently of pages [from, to) of the unit and is not PRESENT. */
+static int compare_piece(struct rebase *r, uint64_t unit, uint64_t from, uint64_t to, const uint64_t *present,
+                         uint64_t *wanted)
+{
+  uint64_t first = unit * r->s->geo.unit_pages;
+  g_autoptr(GArray) old_runs = NULL, new_runs = NULL;
+  int ret;
+
+  old_runs = base_runs(r->old_base, first + from, first + to, &ret);
+  if (ret == 0)
+    new_runs = base_runs(r->new_base, first + from, first + to, &ret);
+  return ret ? ret : compare_pages(r->s->path, old_runs, new_runs, first + from, first + to,
+                                   present + from / 64, wanted + from / 64);
+}
+
 /* What the root epoch lacks of the unit's first PAGES pages and the two bases show differently. */
 static int rebase_unit(struct rebase *r, uint64_t unit, uint64_t pages)
 {
   struct store *s = r->s;
-  uint64_t first = unit * s->geo.unit_pages, words = bits_words(s->geo.unit_pages), index;
+  uint64_t words = bits_words(s->geo.unit_pages), index;
   g_autoptr(GArray) chain = g_array_new(FALSE, FALSE, sizeof(struct slot_info));
-  g_autoptr(GArray) old_runs = NULL, new_runs = NULL;
   g_autofree uint64_t *present = NULL, *wanted = NULL;
   const struct slot_info *slot;
-  int ret;
+  int ret = slotwalk_map(s->fd, s->path, &s->sb, unit, &index);
 
-  old_runs = base_runs(r->old_base, first, first + pages, &ret);
-  if (ret == 0)
-    new_runs = base_runs(r->new_base, first, first + pages, &ret);
-  if (ret == 0)
-    ret = slotwalk_map(s->fd, s->path, &s->sb, unit, &index);
   if (ret == 0 && index)
     ret = slotwalk_chain(s->fd, s->path, &s->sb, unit, index, chain);
   if (ret < 0)
@@ -212,12 +225,14 @@ static int rebase_unit(struct rebase *r, uint64_t unit, uint64_t pages)
   slot = root_slot(r, chain);
   if (slot)
     ret = slotwalk_bitmap(s->fd, s->path, &s->geo, slot->index, 0, s->geo.unit_pages, present);
-  if (ret == 0)
-    ret = compare_pages(s->path, old_runs, new_runs, first, first + pages, present, wanted);
+  for (uint64_t from = 0, to; ret == 0 && from < pages; from = to) {
+    to = MIN(pages, from + VIEW_PIECE_PAGES);
+    ret = compare_piece(r, unit, from, to, present, wanted);
+  }
   if (ret < 0 || bits_find(wanted, 0, pages, true) == pages)
     return ret;
   return r->root == s->sb.head_epoch ? add_to_head(r, unit, wanted, pages)
-                                     : add_to_slot(r, unit, chain, wanted, pages, old_runs);
+                                     : add_to_slot(r, unit, chain, wanted, pages);
 }
 
 /* Raises *UNIT to the first one of which a base may have something: the others look the same. */
@@ -307,8 +322,11 @@ static int rebase_locked(pcow_image *image, const struct pcow_rebase_options *op
   r = image_quiesce(image);
   if (r == 0 && safe)
     r = store_dirty(image->store);
+  if (r == 0 && safe && rebase.old_base)
+    rebase.old_view = view_cache_new(rebase.old_base, image->store->geo.unit_pages);
   if (r == 0 && safe)
     r = rebase_copy(&rebase, options->progress, options->opaque);
+  view_cache_free(rebase.old_view);
   /* An unsafe rebase may change what an overlay over this head sees. */
   if (r == 0 && !safe)
     r = head_begin_session(image->head);

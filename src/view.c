@@ -15,7 +15,6 @@
 #include <unistd.h>
 
 #define MAP_WORDS_AT_ONCE 512
-#define CACHE_RUNS_MAX (1u << 20)
 
 struct paint {
   uint64_t first;               /* page that bit 0 of OPEN stands for */
@@ -463,97 +462,4 @@ int view_read(const GArray *runs, uint64_t offset, void *buffer, size_t length)
     length -= n;
   }
   return 0;
-}
-
-struct view_cache {
-  GMutex lock;
-  struct layer *top;
-  uint64_t unit_pages;
-  GHashTable *units;            /* unit + 1 → GArray of runs */
-  uint64_t runs;                /* in all of them */
-};
-
-static void unref_runs(gpointer runs)
-{
-  g_array_unref(runs);
-}
-
-struct view_cache *view_cache_new(struct layer *top, uint64_t unit_pages)
-{
-  struct view_cache *c = g_new0(struct view_cache, 1);
-
-  g_mutex_init(&c->lock);
-  c->top = top;
-  c->unit_pages = unit_pages;
-  c->units = g_hash_table_new_full(g_direct_hash, g_direct_equal, NULL, unref_runs);
-  return c;
-}
-
-void view_cache_free(struct view_cache *c)
-{
-  if (!c)
-    return;
-  g_hash_table_unref(c->units);
-  g_mutex_clear(&c->lock);
-  g_free(c);
-}
-
-void view_cache_forget(struct view_cache *c, uint64_t unit)
-{
-  gpointer key = GSIZE_TO_POINTER(unit + 1);
-  const GArray *runs;
-
-  g_mutex_lock(&c->lock);
-  runs = g_hash_table_lookup(c->units, key);
-  if (runs)
-    c->runs -= runs->len;
-  g_hash_table_remove(c->units, key);
-  g_mutex_lock(&c->top->walk_mutex);
-  c->top->data_from = c->top->data_to = 0;
-  g_mutex_unlock(&c->top->walk_mutex);
-  g_mutex_unlock(&c->lock);
-}
-
-void view_cache_reset(struct view_cache *c, struct layer *top)
-{
-  g_mutex_lock(&c->lock);
-  g_hash_table_remove_all(c->units);
-  c->runs = 0;
-  if (top)
-    c->top = top;
-  c->top->data_from = c->top->data_to = 0;      /* slots may have been punched, and used again */
-  g_mutex_unlock(&c->lock);
-}
-
-GArray *view_cache_get(struct view_cache *c, uint64_t unit, int *error)
-{
-  gpointer key = GSIZE_TO_POINTER(unit + 1);
-  GArray *runs;
-
-  g_mutex_lock(&c->lock);
-  runs = g_hash_table_lookup(c->units, key);
-  if (runs)
-    g_array_ref(runs);
-  g_mutex_unlock(&c->lock);
-  if (runs)
-    return runs;
-
-  runs = g_array_new(FALSE, FALSE, sizeof(struct run));
-  *error = view_resolve(c->top, unit * c->unit_pages, c->unit_pages, runs);
-  if (*error) {
-    g_array_unref(runs);
-    return NULL;
-  }
-  g_mutex_lock(&c->lock);
-  if (c->runs > CACHE_RUNS_MAX) {
-    g_hash_table_remove_all(c->units);
-    c->runs = 0;
-  }
-  /* Another thread may have resolved it meanwhile: one of two equal results stays. */
-  if (!g_hash_table_contains(c->units, key)) {
-    g_hash_table_insert(c->units, key, g_array_ref(runs));
-    c->runs += runs->len;
-  }
-  g_mutex_unlock(&c->lock);
-  return runs;
 }
