@@ -148,18 +148,10 @@ static void check_epochs(struct check *c)
   g_hash_table_iter_init(&iter, c->epochs->by_id);
   while (g_hash_table_iter_next(&iter, NULL, &value)) {
     const struct epoch *e = value;
-    bool bad = false;
 
     if (e->parent > e->id) {
       check_corrupt(c, false);
       check_say(c, "%s: epoch %" PRIu32 " has a parent that is younger, %" PRIu32, c->path, e->id, e->parent);
-    }
-    for (const char *at = e->name; e->state == EPOCH_SNAPSHOT && *at; at = g_utf8_next_char(at))
-      bad |= *at == '@' || g_unichar_iscntrl(g_utf8_get_char(at));
-    if (bad) {
-      check_corrupt(c, false);
-      check_say(c, "%s: the name of snapshot %" PRIu32 " has a character that names must not have", c->path,
-                e->id);
     }
   }
 }

@@ -95,10 +95,25 @@ static void record_encode(const struct epoch *record, bool gone, uint64_t number
   disk->crc = le32_make(crc32c(disk, offsetof(struct pcow_disk_epoch, crc)));
 }
 
+const char *epoch_name_fault(const char *name, size_t length)
+{
+  if (!length)
+    return "is empty";
+  if (length > SNAPSHOT_NAME_MAX)
+    return "is longer than 255 bytes";
+  if (!g_utf8_validate(name, (gssize)length, NULL))
+    return "is not valid UTF-8";
+  for (const char *at = name; at < name + length; at = g_utf8_next_char(at))
+    if (*at == '@' || g_unichar_iscntrl(g_utf8_get_char(at)))
+      return "has a control character or '@' in it";
+  return NULL;
+}
+
 static int record_decode(const char *path, const struct superblock *sb, uint64_t number,
                          const struct pcow_disk_epoch *disk, struct epoch *record)
 {
   uint32_t length = le32_get(disk->name_length);
+  const char *fault;
 
   if (le32_get(disk->magic) != EPOCH_MAGIC || le64_get(disk->number) != number ||
       le32_get(disk->crc) != crc32c(disk, offsetof(struct pcow_disk_epoch, crc)))
@@ -129,9 +144,10 @@ static int record_decode(const char *path, const struct superblock *sb, uint64_t
       record->floor > record->virtual_size || record->created_nsec >= 1000000000)
     return fail(EUCLEAN, "%s: epoch %" PRIu32 " has a size, floor or time that is out of range", path,
                 record->id);
-  if (length > SNAPSHOT_NAME_MAX || (length == 0 && record->state == EPOCH_SNAPSHOT) ||
-      !g_utf8_validate(disk->name, (gssize)length, NULL))
-    return fail(EUCLEAN, "%s: epoch %" PRIu32 " has a name that is not valid", path, record->id);
+  fault = length || record->state == EPOCH_SNAPSHOT ? epoch_name_fault(disk->name, length) : NULL;
+  if (fault)
+    return fail(EUCLEAN, "%s: epoch %" PRIu32 " has a name that is not valid: it %s", path, record->id,
+                fault);
   memcpy(record->name, disk->name, length);
   return 0;
 }

@@ -48,6 +48,10 @@ struct epoch_view {
   uint64_t base_limit;          /* bytes of the base that are seen */
 };
 
+/* What is wrong with the LENGTH bytes of NAME as the name of a snapshot (docs/format.md, section 5), as the
+ * rest of a sentence that begins "the name"; NULL: nothing. */
+const char *epoch_name_fault(const char *name, size_t length);
+
 /* Reads and validates the log: records, CRCs, ids, a tree without cycles in which every parent and
  * the head's parent exist. -EUCLEAN. */
 int epochs_load(int fd, const char *path, const struct superblock *sb, struct epochs **epochs);

@@ -16,19 +16,9 @@
 
 static int check_name(const struct pcow_image *image, const char *name)
 {
-  size_t length = strlen(name);
+  const char *fault = epoch_name_fault(name, strlen(name));
 
-  if (!length)
-    return fail(EINVAL, "%s: the name of a snapshot must not be empty", image->path);
-  if (length > SNAPSHOT_NAME_MAX)
-    return fail(EINVAL, "%s: a snapshot name of %zu bytes is longer than %d", image->path, length,
-                SNAPSHOT_NAME_MAX);
-  if (!g_utf8_validate(name, (gssize)length, NULL))
-    return fail(EINVAL, "%s: the snapshot name is not valid UTF-8", image->path);
-  for (const char *c = name; *c; c++)
-    if (*c == '@' || (unsigned char)*c < 0x20 || *c == 0x7f)
-      return fail(EINVAL, "%s: a snapshot name must not contain '@' or control characters", image->path);
-  return 0;
+  return fault ? fail(EINVAL, "%s: the name of the snapshot %s", image->path, fault) : 0;
 }
 
 /* The head as the record of a snapshot. */

@@ -477,6 +477,9 @@ CRAFT(two_names, d[2].name[0] = 'b')
 CRAFT(name_empty, d[0].name_length = le32_make(0))
 CRAFT(name_long, d[0].name_length = le32_make(256))
 CRAFT(name_not_utf8, d[0].name[0] = '\xff')
+CRAFT(name_at, d[0].name[0] = '@')
+CRAFT(name_control, d[0].name[0] = '\x1b')
+CRAFT(name_c1, d[0].name_length = le32_make(2); memcpy(d[0].name, "\xc2\x9b", 2))
 CRAFT(name_with_nul, d[0].name_length = le32_make(2))
 CRAFT(state_zero, d[1].state = le32_make(0))
 CRAFT(state_four, d[1].state = le32_make(4))
@@ -506,7 +509,8 @@ static const struct { craft_fn craft; const char *message; } refused[] = {
   { name_empty, "name that is not valid" },
   { name_long, "name that is not valid" },
   { name_not_utf8, "name that is not valid" },
-  { name_with_nul, "name that is not valid" },
+  { name_with_nul, "name that is not valid" }, { name_at, "character or '@'" },
+  { name_control, "character or '@'" }, { name_c1, "character or '@'" },
   { state_zero, "unknown state 0" },
   { state_four, "unknown state 4" },
   { id_zero, "is not valid" },
