@@ -106,6 +106,7 @@ struct pcow_disk_superblock {
 enum epoch_state { EPOCH_SNAPSHOT = 1, EPOCH_DELETED = 2, EPOCH_GONE = 3 };
 #define EPOCH_MAGIC 0x48435045u         /* "EPCH" */
 #define EPOCH_ID_MAX UINT32_C(0xfffffffe)
+#define SEQUENCE_MAX ((UINT64_C(1) << 63) - 1)
 
 struct pcow_disk_epoch {
   le32 magic;

@@ -171,6 +171,9 @@ static int decode(const char *path, const struct pcow_disk_superblock *disk, str
   sb->log_end = le64_get(disk->log_end);
   sb->slot_count = le64_get(disk->slot_count);
 
+  if (sb->sequence > SEQUENCE_MAX)
+    return fail(EUCLEAN, "%s: superblock: the sequence %" PRIu64 " is out of range: it must be below 2^63",
+                path, sb->sequence);
   if (shift < UNIT_SHIFT_MIN || shift > UNIT_SHIFT_MAX)
     return fail(EUCLEAN, "%s: superblock: the unit size 2^%" PRIu32 " is not in the range from 2^%d to"
                 " 2^%d", path, shift, UNIT_SHIFT_MIN, UNIT_SHIFT_MAX);
@@ -405,12 +408,13 @@ int superblock_commit(struct persist *p, const char *path, struct superblock *sb
   unsigned first = 0;
   int ret;
 
-  (void)path;
   ret = choose_first(p, &first);
   for (unsigned i = 0; ret == 0 && i < 2; i++)
     ret = persist_reserve(p, SUPERBLOCK_OFFSET(i), SUPERBLOCK_BYTES);
   if (ret)
     return ret;
+  if (sb->sequence >= SEQUENCE_MAX)
+    return fail(EMFILE, "%s: all numbers of commits are used up", path);
   sb->sequence++;
   superblock_encode(sb, &disk);
 

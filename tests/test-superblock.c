@@ -147,6 +147,8 @@ typedef void (*change_fn)(struct pcow_disk_superblock *disk);
 #define CHANGE(name, code) \
   static void name(struct pcow_disk_superblock *d) { code; }
 
+CHANGE(sequence_above, d->sequence = le64_make(SEQUENCE_MAX + 1))
+CHANGE(sequence_absurd, d->sequence = le64_make(UINT64_MAX))
 CHANGE(unit_small, d->unit_shift = le32_make(15))
 CHANGE(unit_large, d->unit_shift = le32_make(37))
 CHANGE(unit_absurd, d->unit_shift = le32_make(0xffffffff))
@@ -182,6 +184,7 @@ CHANGE(base_epoch, d->base.format = le32_make(1); d->base.path_length = le32_mak
        d->base.path[0] = 'a'; d->base.epoch = le32_make(UINT32_MAX))
 
 static const struct { change_fn change; const char *message; } out_of_bounds[] = {
+  { sequence_above, "must be below 2^63" }, { sequence_absurd, "must be below 2^63" },
   { unit_small, "unit size" },      { unit_large, "unit size" },    { unit_absurd, "unit size" },
   { size_zero, "virtual size" },    { size_odd, "virtual size" },   { size_large, "virtual size" },
   { size_absurd, "virtual size" },  { floor_above, "floor" },       { floor_odd, "floor" },

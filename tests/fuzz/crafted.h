@@ -42,7 +42,9 @@ CRAFT(next_epoch_max, "the last epoch id: the next snapshot has none", {
   slot(a, 3, 0, 0xfffffffe, 2, 3);
 })
 CRAFT(next_epoch_zero, "next epoch 0: nothing is below it", { plain(16); set(NEXT, 0); })
-CRAFT(sequence_max, "the last sequence: the next commit begins again at 0", { plain(16); set(SEQUENCE, UINT64_MAX); })
+CRAFT(sequence_max, "sequence 2^64 - 1: the next commit would begin again at 0", { plain(16); set(SEQUENCE, UINT64_MAX); })
+CRAFT(sequence_last, "the last sequence: no commit can follow", { plain(16); set(SEQUENCE, (UINT64_C(1) << 63) - 1); })
+CRAFT(sequence_2_63, "the first sequence that is too large", { plain(16); set(SEQUENCE, UINT64_C(1) << 63); })
 CRAFT(copies_differ, "two valid copies with the same sequence and different content", {
   plain(16);
   a->flags = FILE_OWN_COPY;
@@ -109,6 +111,7 @@ CRAFT(circle_beside_the_tree, "a circle of epochs that the head does not reach, 
 })
 CRAFT(two_roots, "two epochs without a parent", { plain(16); record(a, 1, 2, 0, 1, "two"); })
 CRAFT(same_names, "two snapshots with one name", { plain(16); record(a, 1, 2, 1, 1, "one"); })
+CRAFT(name_at, "a name with @, which separates it from the file's", { plain(16); record(a, 1, 2, 1, 1, "t@o"); })
 CRAFT(name_control, "a name that moves a terminal's cursor", { plain(16); record(a, 1, 2, 1, 1, "\x1b[2J\r\n"); })
 CRAFT(name_not_utf8, "a name that is not UTF-8", { plain(16); record(a, 1, 2, 1, 1, "\xff\xfe"); })
 CRAFT(name_long, "a name longer than its field", { plain(16); set(LOG + 44, 4, 300); })
