@@ -199,6 +199,7 @@ API int pcow_check(const char *path, uint32_t flags, struct pcow_check_result *r
   c.nodes = g_hash_table_new_full(NULL, NULL, NULL, g_free);
   c.cuts = g_ptr_array_new_with_free_func(check_cut_free);
   c.words = g_array_new(FALSE, FALSE, sizeof(struct check_word));
+  c.owners = g_array_new(FALSE, FALSE, sizeof(struct check_word));
   c.holes = g_array_new(FALSE, FALSE, sizeof(struct check_hole));
   r = check_run(&c);
   if (r == 0)
@@ -208,6 +209,7 @@ API int pcow_check(const char *path, uint32_t flags, struct pcow_check_result *r
   epochs_free(c.epochs);
   g_array_unref(c.holes);
   g_array_unref(c.words);
+  g_array_unref(c.owners);
   g_ptr_array_unref(c.cuts);
   g_hash_table_unref(c.nodes);
   slotset_free(c.garbage);

@@ -85,6 +85,7 @@ struct check {
   bool head_lost;               /* pages of the head are lost: it is another content */
   uint64_t grow;                /* the length that the file should have; 0: is right */
   GArray *words;                /* struct check_word */
+  GArray *owners;               /* the same, after them: owners of slots that nothing reaches */
   GArray *holes;                /* struct check_hole */
   bool words_left, holes_left;  /* there was no room for all */
 
@@ -102,6 +103,7 @@ void check_say(struct check *c, const char *format, ...) G_GNUC_PRINTF(2, 3);
 void check_corrupt(struct check *c, bool repairable);
 /* Whether there was room. */
 bool check_add_word(struct check *c, uint64_t offset, uint64_t value);
+bool check_add_owner(struct check *c, uint64_t offset);
 void check_add_hole(struct check *c, uint64_t offset, uint64_t length);
 /* DONE of twice the number of slots. -ECANCELED. */
 int check_progress(struct check *c, uint64_t done);

@@ -29,16 +29,24 @@ void check_corrupt(struct check *c, bool repairable)
   c->result.repairable += repairable;
 }
 
-bool check_add_word(struct check *c, uint64_t offset, uint64_t value)
+static bool add_word(struct check *c, GArray *words, struct check_word word)
 {
-  struct check_word word = { offset, value };
-
-  if (c->words->len >= CHECK_CHANGES_MAX) {
+  if (words->len >= CHECK_CHANGES_MAX) {
     c->words_left = true;
     return false;
   }
-  g_array_append_val(c->words, word);
+  g_array_append_val(words, word);
   return true;
+}
+
+bool check_add_word(struct check *c, uint64_t offset, uint64_t value)
+{
+  return add_word(c, c->words, (struct check_word){ offset, value });
+}
+
+bool check_add_owner(struct check *c, uint64_t offset)
+{
+  return add_word(c, c->owners, (struct check_word){ offset, 0 });
 }
 
 void check_add_hole(struct check *c, uint64_t offset, uint64_t length)

@@ -161,7 +161,7 @@ static int check_stray(struct check *c, const struct slot_info *slot, uint64_t *
             e ? "'" : "");
   /* Not while it may still be needed to tell what something else was. */
   if (c->result.corruptions == c->result.repairable)
-    check_add_word(c, owner, 0);
+    check_add_owner(c, owner);
   return 0;
 }
 

@@ -44,6 +44,20 @@ static int commit(struct check *c, struct persist *p, bool dirty)
   return r;
 }
 
+static int store_words(struct persist *p, const GArray *words)
+{
+  int r = 0;
+
+  for (guint i = 0; r == 0 && i < words->len; i++) {
+    const struct check_word *word = &g_array_index(words, struct check_word, i);
+
+    r = persist_reserve(p, word->offset, 8);
+    if (r == 0)
+      r = persist_store64(p, word->offset, word->value);
+  }
+  return r;
+}
+
 /* Damaged structures alone, or, in an image that has nothing else, leaks. */
 static int change(struct check *c, struct persist *p)
 {
@@ -52,13 +66,14 @@ static int change(struct check *c, struct persist *p)
 
   if (c->grow)
     r = persist_grow(p, c->grow);
-  for (guint i = 0; r == 0 && i < c->words->len; i++) {
-    const struct check_word *word = &g_array_index(c->words, struct check_word, i);
-
-    r = persist_reserve(p, word->offset, 8);
-    if (r == 0)
-      r = persist_store64(p, word->offset, word->value);
-  }
+  if (r == 0)
+    r = store_words(p, c->words);
+  /* The owners of slots that were given up: as long as the reference is damaged that could have led to
+   * them, the one that is left of several would be taken for what it led to. */
+  if (r == 0 && c->owners->len)
+    r = ORDERED("repair 4.1", persist_fence(p));
+  if (r == 0)
+    r = store_words(p, c->owners);
   if (r == 0)
     r = ORDERED("repair 4.2", persist_fence(p));
   if (r == 0)
@@ -83,8 +98,9 @@ int check_repair(struct check *c)
   if (r == 0)
     r = persist_open(c->fd, c->path, &p);
   /* Ordering: rule 5, what is gone by is durable, data included; rule 6, a commit that says dirty, after
-   * which both superblocks are equal. 4.1 the words; 4.2 fence: what they no longer lead to is free, and 4.3
-   * may be punched. The last commit ends the session as the check has found the image. */
+   * which both superblocks are equal. 4.1 the words, those of slots that are given up last; 4.2 fence: what
+   * they no longer lead to is free, and 4.3 may be punched. The last commit ends the session as the check has
+   * found the image. */
   if (r == 0)
     r = ORDERED("repair 5", persist_sync(p));
   if (r == 0)

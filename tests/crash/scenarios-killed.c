@@ -336,8 +336,8 @@ static void record_killed(struct lab *lab)
   bench_end(&b);
 }
 
-/* Rule 5 as a script: a guest's first store to a page; SIGKILL between its presence bit and the fence; another
- * process opens the image and sees the bit; its guest stores to the page, durably; then the power cut. */
+/* Rule 5 as a script: a guest's first store to a page; SIGKILL between its presence bit and the fence;
+ * another process opens the image and sees the bit; its guest stores to the page, durably; then the cut. */
 #define RULE_PAGE (UNIT + 5 * PAGE)
 #define RULE_WORDS 8u
 
@@ -522,7 +522,7 @@ const struct scenario scenarios_killed[] = {
   { "order-shrink-killed", "a shrink is killed, then a growth", shrink_killed, false },
   { "order-read-killed", "a killed session's image is read", read_killed, false },
   { "order-record-killed", "an overlay over a killed session's snapshot", record_killed, false },
-  { "rule-5", "killed between a bit and its fence; a durable store by the next process; a cut", rule_5, true },
+  { "rule-5", "killed between a bit and its fence, a durable store, a cut", rule_5, true },
   { "order-damage", "either copy of the superblock decays", damage, false },
   { NULL, NULL, NULL, false },
 };

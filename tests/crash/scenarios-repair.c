@@ -32,8 +32,8 @@ struct repair {
 
 /* ---- Views ---- */
 
-/* What a view shows: SIZE bytes, or NULL. Each page must be as a completed repair leaves it; LENIENT: or as it
- * was before, or not be readable. */
+/* What a view shows: SIZE bytes, or NULL. Each page must be as a completed repair leaves it; LENIENT: or as
+ * it was before, or not be readable. */
 static unsigned char *read_view(struct repair *r, const char *dir, unsigned view, bool lenient)
 {
   struct bench *b = &r->bench;
@@ -145,7 +145,10 @@ static int killed_state(void *opaque, const struct media_state *state)
   return 0;
 }
 
-static void explore_cut(struct repair *r) { media_states(r->bench.media, r->bench.lab->states, 12, cut_state, r); }
+static void explore_cut(struct repair *r)
+{
+  media_states(r->bench.media, r->bench.lab->states, 12, cut_state, r);
+}
 
 static void explore_killed(void *opaque)
 {
@@ -235,7 +238,8 @@ static void flip(const char *path, uint64_t offset, uint64_t bits)
 static void add_orphan(const char *path, const struct geometry *geo, uint64_t unit, uint64_t slot)
 {
   uint64_t newest = SLOT_REF_INDEX(peek(path, geometry_map_word(unit))), one = 1;
-  uint32_t epoch = (uint32_t)peek(path, geometry_header(geo, newest) + offsetof(struct pcow_disk_slot, epoch));
+  uint64_t owner = geometry_header(geo, newest) + offsetof(struct pcow_disk_slot, epoch);
+  uint32_t epoch = (uint32_t)peek(path, owner);
   struct pcow_disk_slot header = {
     .magic = le32_make(SLOT_MAGIC),
     .unit = le64_make(unit),
@@ -257,7 +261,9 @@ static void add_owner(const char *path, const struct geometry *geo, uint64_t uni
   poke(path, geometry_header(geo, next) + owner, &word, sizeof(word));
 }
 
-enum damage { COPY, MAP_WORD, FIELD, HEADER, RECORD, LEAK, PREVIOUS, BITS, RESERVED, SHORT, ORPHAN, OWNER, DAMAGES };
+enum damage {
+  COPY, MAP_WORD, FIELD, HEADER, RECORD, LEAK, PREVIOUS, BITS, RESERVED, SHORT, ORPHAN, OWNER, DAMAGES
+};
 
 static const char *const damage_names[DAMAGES] = {
   "a superblock copy", "a map word", "a header's field", "a header", "a record", "leaked blocks",
@@ -372,18 +378,16 @@ static void learn_views(struct repair *r)
     r->views[i] = read_view(r, lab->states, i, false);
 }
 
-static void repair_damage(struct lab *lab)
+static void repair_some(struct lab *lab, unsigned count, const enum damage *which)
 {
   struct repair r = { .sound = false };
   g_autofree char *path = bench_path(lab->dir, "img");
-  unsigned count = 1 + (unsigned)rng_below(&lab->rng, 2);
   uint64_t unit = rng_below(&lab->rng, 2);
 
   r.bench.lab = lab;
   make_image(&r.bench);
-  /* In different units: what is lost does not depend on what else is. */
   for (unsigned i = 0; i < count; i++)
-    damage(&r, path, (enum damage)rng_below(&lab->rng, DAMAGES), (unit + i) % 2);
+    damage(&r, path, which[i], unit);
   learn_views(&r);
   bench_begin(&r.bench, lab, on_cut);
   lab_doing(lab, "repair of %s", r.damages);
@@ -391,6 +395,32 @@ static void repair_damage(struct lab *lab)
   compare_views(&r, lab->dir, false);
   explore_cut(&r);
   repair_end(&r);
+}
+
+static void repair_damage(struct lab *lab)
+{
+  enum damage which[2];
+
+  for (unsigned i = 0; i < 2; i++)
+    which[i] = (enum damage)rng_below(&lab->rng, DAMAGES);
+
+  repair_some(lab, 1 + (unsigned)rng_below(&lab->rng, 2), which);
+}
+
+/* The slots of a unit are given up, for two chains could be what followed. */
+static void repair_ambiguous(struct lab *lab)
+{
+  static const enum damage which[2] = { PREVIOUS, MAP_WORD };
+
+  repair_some(lab, 2, which);
+}
+
+/* What a slot holds is seen until it is left out, and given back then. */
+static void repair_second(struct lab *lab)
+{
+  static const enum damage which[2] = { FIELD, OWNER };
+
+  repair_some(lab, 2, which);
 }
 
 /* Rule 5 of repairs: what it takes for free may be free only as a killed process left it. */
@@ -425,6 +455,8 @@ static void repair_killed(struct lab *lab)
 
 const struct scenario scenarios_repair[] = {
   { "repair", "damage is repaired, the repair cut off, killed, done again", repair_damage, false },
+  { "repair-ambiguous", "the same where slots must be given up", repair_ambiguous, false },
+  { "repair-second", "the same where a slot is left out that can be read", repair_second, false },
   { "repair-killed", "a collection is killed, and what it left is repaired", repair_killed, false },
   { NULL, NULL, NULL, false },
 };
