@@ -208,7 +208,7 @@ START_TEST(unrepairable)
   uint64_t before;
 
   SYS(pread(fd, &record, sizeof record, EPOCH_LOG_OFFSET));
-  record.name[0] = '@';
+  record.reserved[0] = 1;
   record.crc = le32_make(crc32c(&record, offsetof(struct pcow_disk_epoch, crc)));
   SYS(pwrite(fd, &record, sizeof record, EPOCH_LOG_OFFSET));
   SYS(close(fd));
@@ -217,7 +217,7 @@ START_TEST(unrepairable)
   before = geometry_data(damage_geo(), 30);
   damage_poke64(w.path, before, 77);
   result = damage_check(w.path, PCOW_CHECK_REPAIR_ALL);
-  damage_must_say("has a character that names must not have");
+  damage_must_say("fields that must be zero are not");
   damage_must_say("slot 30 is not in use, but holds");
   ck_assert_uint_eq(result.corruptions, 3);
   ck_assert_uint_eq(result.repairable, 2);
