@@ -18,14 +18,17 @@
 
 #define VIEWS 3u
 #define FREE_SLOT 30u
+#define LIMIT 12u               /* states a cut */
 
 static const char *const names[VIEWS] = { NULL, "one", "two" };
 
 struct repair {
   struct bench bench;           /* first: callbacks get a bench */
   unsigned char *views[VIEWS];  /* what a completed repair leaves; NULL: the view is of no interest */
-  unsigned char *before[VIEWS]; /* what they showed before any, and the pages that could be read */
+  unsigned char *whole[VIEWS];  /* what they showed before the damage; NULL: there was none */
+  unsigned char *before[VIEWS]; /* what they showed before any repair, and the pages that could be read */
   uint32_t readable[VIEWS];
+  unsigned limit;               /* states a cut */
   bool sound;                   /* it was found without corruption by who goes on: that is to last */
   char damages[160];
 };
@@ -33,7 +36,7 @@ struct repair {
 /* ---- Views ---- */
 
 /* What a view shows: SIZE bytes, or NULL. Each page must be as a completed repair leaves it; LENIENT: or as
- * it was before, or not be readable. */
+ * it was before the repair, or the damage, or not be readable. */
 static unsigned char *read_view(struct repair *r, const char *dir, unsigned view, bool lenient)
 {
   struct bench *b = &r->bench;
@@ -56,7 +59,8 @@ static unsigned char *read_view(struct repair *r, const char *dir, unsigned view
       if (!r->views[view] && !r->before[view])
         r->readable[view] |= 1u << page;
       if (r->views[view] && memcmp(bytes + at, r->views[view] + at, PAGE) &&
-          !(lenient && r->readable[view] >> page & 1 && !memcmp(bytes + at, r->before[view] + at, PAGE)))
+          !(lenient && r->readable[view] >> page & 1 && !memcmp(bytes + at, r->before[view] + at, PAGE)) &&
+          !(lenient && r->whole[view] && !memcmp(bytes + at, r->whole[view] + at, PAGE)))
         lab_fail(b->lab, "%s: page %" PRIu64 " of %s is wrong%s", r->damages, page,
                  view ? names[view] : "the head", lenient ? " where a repair was cut off" : "");
     } else if (!lenient) {
@@ -147,7 +151,7 @@ static int killed_state(void *opaque, const struct media_state *state)
 
 static void explore_cut(struct repair *r)
 {
-  media_states(r->bench.media, r->bench.lab->states, 12, cut_state, r);
+  media_states(r->bench.media, r->bench.lab->states, r->limit, cut_state, r);
 }
 
 static void explore_killed(void *opaque)
@@ -358,6 +362,7 @@ static void repair_end(struct repair *r)
   for (unsigned i = 0; i < VIEWS; i++) {
     g_free(r->views[i]);
     g_free(r->before[i]);
+    g_free(r->whole[i]);
   }
   bench_end(&r->bench);
 }
@@ -378,14 +383,17 @@ static void learn_views(struct repair *r)
     r->views[i] = read_view(r, lab->states, i, false);
 }
 
-static void repair_some(struct lab *lab, unsigned count, const enum damage *which)
+static void repair_some(struct lab *lab, unsigned count, const enum damage *which, unsigned limit)
 {
-  struct repair r = { .sound = false };
+  struct repair r = { .limit = limit };
   g_autofree char *path = bench_path(lab->dir, "img");
   uint64_t unit = rng_below(&lab->rng, 2);
 
   r.bench.lab = lab;
   make_image(&r.bench);
+  for (unsigned i = 0; i < VIEWS; i++)
+    r.whole[i] = read_view(&r, lab->dir, i, false);
+  memset(r.readable, 0, sizeof(r.readable));
   for (unsigned i = 0; i < count; i++)
     damage(&r, path, which[i], unit);
   learn_views(&r);
@@ -404,7 +412,7 @@ static void repair_damage(struct lab *lab)
   for (unsigned i = 0; i < 2; i++)
     which[i] = (enum damage)rng_below(&lab->rng, DAMAGES);
 
-  repair_some(lab, 1 + (unsigned)rng_below(&lab->rng, 2), which);
+  repair_some(lab, 1 + (unsigned)rng_below(&lab->rng, 2), which, LIMIT);
 }
 
 /* The slots of a unit are given up, for two chains could be what followed. */
@@ -412,15 +420,15 @@ static void repair_ambiguous(struct lab *lab)
 {
   static const enum damage which[2] = { PREVIOUS, MAP_WORD };
 
-  repair_some(lab, 2, which);
+  repair_some(lab, 2, which, LIMIT);
 }
 
-/* What a slot holds is seen until it is left out, and given back then. */
+/* A second slot of an epoch is left out, and what it holds given back. */
 static void repair_second(struct lab *lab)
 {
   static const enum damage which[2] = { FIELD, OWNER };
 
-  repair_some(lab, 2, which);
+  repair_some(lab, 2, which, 4 * LIMIT);
 }
 
 /* Rule 5 of repairs: what it takes for free may be free only as a killed process left it. */
@@ -438,7 +446,7 @@ static void kill_and_repair(struct bench *b)
 
 static void repair_killed(struct lab *lab)
 {
-  struct repair r = { .sound = true, .damages = "a killed session" };
+  struct repair r = { .limit = LIMIT, .sound = true, .damages = "a killed session" };
   pcow_image *image;
 
   r.bench.lab = lab;

@@ -78,7 +78,6 @@ static const struct twin all[] = {
   { "M.1", "pmem", "order-take-over", "", "punch of what an heir that takes a slot over must not see" },
   { "fence M.1", "pmem", "order-take-over", "", "fence between that punch and the owner word" },
   { "fence M.1", "msync", "order-take-over", "", "fence between that punch and the owner word" },
-  { "M.3", "pmem", "order-take-over-live", "--limit 6 --second 0", "fence after the owner word" },
   { "holes M.4", "pmem", "order-move-down", "", "punch where a page that moves is a hole" },
   { "M.5", "pmem", "order-move-up", "", "fence between pages that moved up and their bits" },
   { "M.5", "msync", "order-move-up", "", "fence between pages that moved up and their bits" },
@@ -94,8 +93,6 @@ static const struct twin all[] = {
   { "repair 5", "pmem", "repair-killed", "", "what a repair goes by is durable" },
   { "repair 6", "pmem", "repair", "", "a repair marks the image dirty first" },
   { "repair 4.1", "pmem", "repair-ambiguous", "", "fence before the owners of slots that are given up" },
-  { "repair 4.2", "pmem", "repair-second,repair", "", "fence between the words of a repair and what it gives back" },
-  { "repair 4.2", "msync", "repair-second,repair", "", "fence between the words of a repair and what it gives back" },
   { "14.7", "pmem", "order-closed", "", "data durable before the image is marked clean" },
   { NULL, NULL, NULL, NULL, NULL },
 };
