@@ -307,7 +307,7 @@ test_untrusted()
 
   ln -s ../out/secret trust/link
   plant trust/over.pcow link
-  secret=link
+  secret='link'
   kept_out 'base behind a symbolic link' trust/over.pcow
   rm trust/link trust/over.pcow
   secret=/etc/passwd
