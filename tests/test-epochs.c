@@ -4,9 +4,8 @@
  * up, and the ring's wrap; the ring stays small while it is used; views and their limits; logs that are
  * refused. In emulated persistent memory, as the ring's rules do not depend on the mode.
  */
-#include "ground.h"
-
 #include "epochs.h"
+#include "ground.h"
 
 /* ---- An image that has only a superblock and a log ---- */
 
