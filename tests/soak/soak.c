@@ -48,10 +48,16 @@ static bool reporting;
 
 /* ---- Ends ---- */
 
+/* The workers end first: when the test's directory goes, they would fail as well, and hide why. */
 static void report_all(void)
 {
   if (!reporting || me)
     return;
+  for (unsigned w = 0; w < workers; w++)
+    if (pids[w] > 0) {
+      kill(pids[w], SIGKILL);
+      waitpid(pids[w], NULL, 0);
+    }
   for (unsigned w = 0; w < workers; w++) {
     fprintf(stderr, "worker %u, the last operations:\n", w);
     journal_print(&shared->worker[w]);
