@@ -33,7 +33,7 @@ static void check_superblocks(struct check *c)
       check_say(c, "%s: superblock copy %d was being written when the image's last session ended; the next"
                 " one makes it whole", c->path, bad);
     else
-      what = "is damaged";
+      what = "is damaged, or its writing was cut short; the other one is whole";
   } else if (MAX(a, b) - MIN(a, b) > 1) {
     /* A crash between the two writes of a commit leaves the state before in one copy. */
     what = "is out of date by more than one commit";
