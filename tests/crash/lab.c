@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * See lab.h. Also stands in for three calls of the library (by the linker's --wrap): fsync(2) and
- * rename(2), which do not pass through persist, to see their order; getrandom(2), so that a seed repeats a
- * run; and g_usleep(), so that it is fast.
+ * See lab.h. Also stands in for calls of the library (by the linker's --wrap): fsync(2) and rename(2), which
+ * do not pass through persist, to see their order; getrandom(2), so that a seed repeats a run; g_usleep(), so
+ * that it is fast; pthread_rwlock_wrlock() and g_get_monotonic_time(), so that something happens between two
+ * steps of a collection without depending on the scheduler.
  */
 #include "lab.h"
 
@@ -12,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -364,6 +366,10 @@ int __wrap_renameat2(int from_dir, const char *from, int to_dir, const char *to,
 ssize_t __wrap_getrandom(void *buffer, size_t length, unsigned flags);
 void __real_g_usleep(gulong time);
 void __wrap_g_usleep(gulong time);
+int __real_pthread_rwlock_wrlock(pthread_rwlock_t *lock);
+int __wrap_pthread_rwlock_wrlock(pthread_rwlock_t *lock);
+gint64 __real_g_get_monotonic_time(void);
+gint64 __wrap_g_get_monotonic_time(void);
 
 /* Who reads a torn superblock waits for a writer to finish. Without threads there is none. */
 void __wrap_g_usleep(gulong time)
@@ -374,6 +380,29 @@ void __wrap_g_usleep(gulong time)
     lab = lab->above;
   if (lab)
     __real_g_usleep(time);
+}
+
+int __wrap_pthread_rwlock_wrlock(pthread_rwlock_t *lock)
+{
+  struct lab *lab = current;
+  void (*between)(struct lab *lab) = lab ? lab->between : NULL;
+
+  if (between) {
+    lab->between = NULL;
+    between(lab);
+    lab->between = between;
+  }
+  return __real_pthread_rwlock_wrlock(lock);
+}
+
+/* Each look at the clock finds that a step took too long to do another one under the same lock. */
+gint64 __wrap_g_get_monotonic_time(void)
+{
+  static _Atomic gint64 added;
+
+  if (current && current->between)
+    atomic_fetch_add(&added, G_USEC_PER_SEC);
+  return __real_g_get_monotonic_time() + added;
 }
 
 static GHashTable *synced;      /* inode → times */

@@ -57,6 +57,10 @@ struct lab {
   /* Called at every cut. NULL: nothing. */
   void (*look)(struct lab *lab);
   void *look_opaque;
+  /* Called where an image is about to be locked for writing, which whoever works in steps does before each of
+   * them then. NULL: nothing. */
+  void (*between)(struct lab *lab);
+  void *between_opaque;
 };
 
 /* A laboratory in a new directory under the program's. */

@@ -112,6 +112,71 @@ static void take_over_live(struct lab *lab)
   scenario_end(lab);
 }
 
+/* Between two steps another thread changes, durably, what was taken over in the last one: its own fences do
+ * nothing for the owner word. */
+#define STEP_UNITS 3u
+
+struct steps {
+  struct subject *subject;
+  const uint32_t *owners[STEP_UNITS];
+  uint32_t before;
+  uint64_t unit;                /* that was taken over */
+  unsigned left;                /* units that were not yet: bits */
+};
+
+static gpointer change_unit(gpointer opaque)
+{
+  const struct steps *steps = opaque;
+  struct subject *s = steps->subject;
+  uint64_t at = steps->unit * UNIT + 3 * PAGE;
+
+  if (s->map) {
+    subject_store(s, at, pattern_word(++s->version, at), true);
+  } else {
+    subject_write(s, at, 100);
+    subject_flush(s);
+  }
+  return NULL;
+}
+
+static void between_steps(struct lab *lab)
+{
+  struct steps *steps = lab->between_opaque;
+
+  for (steps->unit = 0; steps->unit < STEP_UNITS; steps->unit++) {
+    if (!(steps->left >> steps->unit & 1) || *steps->owners[steps->unit] == steps->before)
+      continue;
+    steps->left &= ~(1u << steps->unit);
+    g_thread_join(g_thread_new("changes", change_unit, steps));
+  }
+}
+
+static void take_over_steps(struct lab *lab)
+{
+  struct subject *s = scenario_image(lab, STEP_UNITS * UNIT, 0);
+  struct steps steps = { .subject = s, .left = (1u << STEP_UNITS) - 1 };
+  int fd = (int)SYS(open(s->path, O_RDONLY | O_CLOEXEC));
+
+  quiet_fill(s, 0, STEP_UNITS * 16);
+  quiet_snapshot(s, "one");
+  quiet_cut_off(s, PAGE);
+  if (options.pmem && rng_chance(&lab->rng, 50)) {
+    lab->quiet = true;
+    subject_map(s);
+    lab->quiet = false;
+  }
+  for (unsigned unit = 0; unit < STEP_UNITS; unit++)
+    steps.owners[unit] = owner_of(fd, unit);
+  steps.before = *steps.owners[0];
+  lab->between_opaque = &steps;
+  lab->between = between_steps;
+  subject_delete(s, "one");
+  lab->between = NULL;
+  CHECK(!steps.left, "nothing happened between the steps of the collection");
+  close(fd);
+  scenario_end(lab);
+}
+
 /* M.4 to M.7: the heir has many pages, the deleted epoch few, one of them a hole. */
 static void move_up(struct lab *lab)
 {
@@ -231,6 +296,7 @@ static void use_again(struct lab *lab)
 const struct scenario scenarios_collect[] = {
   { "order-take-over", "an heir takes a slot over, with pages above its floor", take_over, false },
   { "order-take-over-live", "the same under a map that a thread stores to", take_over_live, true },
+  { "order-take-over-step", "the same, another thread writes between two steps", take_over_steps, false },
   { "order-move-up", "a deleted snapshot's few pages go to its heir", move_up, false },
   { "order-move-down", "an heir's few pages go to the deleted snapshot's slot", move_down, false },
   { "order-move-live", "pages move under a map that a thread stores to", move_live, true },

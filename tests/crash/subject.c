@@ -139,7 +139,8 @@ void subject_write(struct subject *s, uint64_t offset, uint64_t length)
   begin(s, "write %s 0x%" PRIx64 "+0x%" PRIx64, s->name, offset, length);
   pattern_fill(bytes, ++s->version, offset, length);
   g_mutex_lock(&s->lab->lock);
-  face_write(subject_world(s)->head, offset, bytes, length);
+  for (unsigned i = 0; i < s->expect->count; i++)
+    face_write(s->expect->worlds[i]->head, offset, bytes, length);
   g_mutex_unlock(&s->lab->lock);
   note_own(s, offset, length);
   succeed(s, pcow_pwrite(s->image, bytes, length, offset));
@@ -194,7 +195,8 @@ void subject_flush(struct subject *s)
   begin(s, "flush %s", s->name);
   succeed(s, pcow_flush(s->image));
   g_mutex_lock(&s->lab->lock);
-  face_settle(subject_world(s)->head, false);
+  for (unsigned i = 0; i < s->expect->count; i++)
+    face_settle(s->expect->worlds[i]->head, false);
   g_mutex_unlock(&s->lab->lock);
   lab_acknowledged(s->lab);
 }

@@ -78,6 +78,8 @@ static const struct twin all[] = {
   { "M.1", "pmem", "order-take-over", "", "punch of what an heir that takes a slot over must not see" },
   { "fence M.1", "pmem", "order-take-over", "", "fence between that punch and the owner word" },
   { "fence M.1", "msync", "order-take-over", "", "fence between that punch and the owner word" },
+  { "M.3", "pmem", "order-take-over-step", "", "fence after the owner word of a slot that is taken over" },
+  { "M.3", "msync", "-order-take-over-step", "", "the sync of whoever relies on the owner covers it" },
   { "holes M.4", "pmem", "order-move-down", "", "punch where a page that moves is a hole" },
   { "M.5", "pmem", "order-move-up", "", "fence between pages that moved up and their bits" },
   { "M.5", "msync", "order-move-up", "", "fence between pages that moved up and their bits" },
