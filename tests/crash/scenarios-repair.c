@@ -395,7 +395,8 @@ static void learn_views(struct repair *r)
     r->views[i] = read_view(r, lab->states, i, false);
 }
 
-static void repair_some(struct lab *lab, bool deleted, unsigned count, const enum damage *which, unsigned limit)
+static void repair_some(struct lab *lab, bool deleted, unsigned count, const enum damage *which,
+                        unsigned limit)
 {
   struct repair r = { .limit = limit };
   g_autofree char *path = bench_path(lab->dir, "img");
@@ -437,8 +438,8 @@ static void repair_ambiguous(struct lab *lab)
   repair_some(lab, false, 2, which, LIMIT);
 }
 
-/* A slot that can be read is left out, and what it holds given back. It says that it is a deleted epoch's: such
- * a slot keeps its owner, so that no fence comes before that of step 4.2. */
+/* A slot that can be read is left out, and what it holds given back. It says that it is a deleted epoch's:
+ * such a slot keeps its owner, so that no fence comes before that of step 4.2. */
 static void repair_second(struct lab *lab)
 {
   static const enum damage which = OWNER;
