@@ -142,23 +142,25 @@ static int end_cut(struct check *c, const struct check_cut *cut)
   return 0;
 }
 
-/* Of a deleted epoch it is what collection has left. */
+/* Of a deleted epoch it is what collection has left, and no leak. */
 static int check_stray(struct check *c, const struct slot_info *slot, uint64_t *bits)
 {
   const struct epoch *e = epochs_get(c->epochs, slot->epoch);
   uint64_t owner = geometry_header(&c->geo, slot->index) + offsetof(struct pcow_disk_slot, epoch);
   int r;
 
-  if (slotset_has(c->reached, slot->index) || (e && e->state == EPOCH_DELETED))
+  if (slotset_has(c->reached, slot->index))
     return 0;
   r = check_read_bitmap(c, slot->index, bits);
   if (r || bits_find(bits, 0, c->geo.unit_pages, true) == c->geo.unit_pages)
     return r;
-  c->result.leaks++;
-  slotset_add(c->garbage, slot->index);
-  check_say(c, "%s: slot %" PRIu64 " is in no chain, but its header says that it has pages of unit %" PRIu64
-            " for %s%s%s", c->path, slot->index, slot->unit, e ? "snapshot '" : "the head", e ? e->name : "",
-            e ? "'" : "");
+  if (!e || e->state != EPOCH_DELETED) {
+    c->result.leaks++;
+    slotset_add(c->garbage, slot->index);
+    check_say(c, "%s: slot %" PRIu64 " is in no chain, but its header says that it has pages of unit %" PRIu64
+              " for %s%s%s", c->path, slot->index, slot->unit, e ? "snapshot '" : "the head", e ? e->name : "",
+              e ? "'" : "");
+  }
   /* Not while it may still be needed to tell what something else was. */
   if (c->result.corruptions == c->result.repairable)
     check_add_owner(c, owner);

@@ -104,6 +104,43 @@ START_TEST(reference_ambiguous)
 }
 END_TEST
 
+/* A slot that was given up must not be found again when its unit is damaged later: a deleted epoch's neither. */
+START_TEST(reference_again)
+{
+  struct world w = damage_make("again");
+  pcow_image *image = test_open(w.path, PCOW_OPEN_RDWR, NULL);
+  struct pcow_disk_slot header = {
+    .magic = le32_make(SLOT_MAGIC),
+    .unit = le64_make(2),
+    .epoch = le32_make(5),
+    .crc = le32_make(slot_identity_crc(2, 5, 30)),
+  };
+
+  /* With two children the deleted epoch stays. */
+  OK(pcow_snapshot_create(image, "two"));
+  OK(pcow_snapshot_create(image, "three"));
+  OK(pcow_snapshot_revert(image, "two"));
+  OK(pcow_snapshot_delete(image, "two"));
+  OK(pcow_close(image));
+  damage_poke(w.path, geometry_header(damage_geo(), 30), &header, sizeof header);
+  damage_poke64(w.path, geometry_bitmap(damage_geo(), 30), 1);
+  damage_flip(w.path, geometry_map_word(2), 1);
+  damage_check(w.path, 0);
+  damage_must_say("the pages at 131072-196607 of snapshots 'one', 'three' and the head are lost");
+  damage_lose(&w.head, 2, NULL);
+  damage_lose(&w.one, 2, NULL);
+  damage_repair(&w, "neither is taken");
+
+  /* The unit has a slot again. */
+  damage_flip(w.path, geometry_map_word(2), 1);
+  damage_check(w.path, 0);
+  damage_must_say("are what follows there");
+  damage_must_not_say("lost");
+  damage_repair(&w, "the new slot is found");
+  damage_end(&w);
+}
+END_TEST
+
 START_TEST(header_field)
 {
   static const unsigned fields[] = { 0, 8, 16, 20 };
@@ -279,6 +316,7 @@ int main(int argc, char **argv)
   tcase_add_loop_test(tests, reference, 0, 8);
   tcase_add_test(tests, reference_lost);
   tcase_add_test(tests, reference_ambiguous);
+  tcase_add_test(tests, reference_again);
   tcase_add_loop_test(tests, header_field, 0, 8);
   tcase_add_loop_test(tests, header_lost, 0, 2);
   tcase_add_loop_test(tests, header_reserved, 0, 2);

@@ -95,8 +95,10 @@ static const struct twin all[] = {
   { "repair 5", "pmem", "repair-killed", "", "what a repair goes by is durable" },
   { "repair 6", "pmem", "repair", "", "a repair marks the image dirty first" },
   { "repair 4.1", "pmem", "repair-ambiguous", "", "fence before the owners of slots that are given up" },
-  { "repair 4.2", "pmem", "repair-second", "", "fence between what a repair changes and what it gives back" },
-  { "repair 4.2", "msync", "repair-second", "", "fence between what a repair changes and what it gives back" },
+  { "repair 4.1+repair 4.2", "pmem", "repair-second", "", "fences before a repair punches: one covers the other" },
+  { "repair 4.1+repair 4.2", "msync", "repair-second", "", "fences before a repair punches: one covers the other" },
+  { "repair 4.2", "pmem", "-repair-second,repair", "", "4.1 comes first where a slot with pages is left out" },
+  { "repair 4.2", "msync", "-repair-second,repair", "", "4.1 comes first where a slot with pages is left out" },
   { "14.7", "pmem", "order-closed", "", "data durable before the image is marked clean" },
   { NULL, NULL, NULL, NULL, NULL },
 };
