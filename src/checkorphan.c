@@ -158,8 +158,8 @@ static int check_stray(struct check *c, const struct slot_info *slot, uint64_t *
     c->result.leaks++;
     slotset_add(c->garbage, slot->index);
     check_say(c, "%s: slot %" PRIu64 " is in no chain, but its header says that it has pages of unit %" PRIu64
-              " for %s%s%s", c->path, slot->index, slot->unit, e ? "snapshot '" : "the head", e ? e->name : "",
-              e ? "'" : "");
+              " for %s%s%s", c->path, slot->index, slot->unit, e ? "snapshot '" : "the head",
+              e ? e->name : "", e ? "'" : "");
   }
   /* Not while it may still be needed to tell what something else was. */
   if (c->result.corruptions == c->result.repairable)

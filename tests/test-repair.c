@@ -104,7 +104,8 @@ START_TEST(reference_ambiguous)
 }
 END_TEST
 
-/* A slot that was given up must not be found again when its unit is damaged later: a deleted epoch's neither. */
+/* A slot that was given up must not be found again when its unit is damaged later: a deleted epoch's
+ * neither. */
 START_TEST(reference_again)
 {
   struct world w = damage_make("again");

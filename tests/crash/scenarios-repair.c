@@ -438,8 +438,8 @@ static void repair_ambiguous(struct lab *lab)
   repair_some(lab, false, 2, which, LIMIT);
 }
 
-/* A slot that can be read, which says that it is a deleted epoch's, is left out, and what it holds given back:
- * not before it is out, durably. */
+/* A slot that can be read, which says that it is a deleted epoch's, is left out, and what it holds given
+ * back: not before it is out, durably. */
 static void repair_second(struct lab *lab)
 {
   static const enum damage which = OWNER;
