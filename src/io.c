@@ -231,7 +231,7 @@ API int pcow_write_zeroes(pcow_image *image, uint64_t offset, uint64_t length, u
   return zero_range(image, offset, length, flags & PCOW_ZERO_KEEP_SPACE);
 }
 
-API int pcow_flush(pcow_image *image)
+API int pcow_sync(pcow_image *image)
 {
   int ret;
 

@@ -109,7 +109,7 @@ void op_zeroes(struct world *w)
 void op_flush(struct world *w)
 {
   world_say(w, "flush");
-  OK(pcow_flush(w->image));
+  OK(pcow_sync(w->image));
 }
 
 /* ---- Stores through the map ---------------------------------------------------------------- */
@@ -242,7 +242,7 @@ void op_stores(struct world *w)
       break;
     case 1:
       world_say(w, "  beside them flush");
-      OK(pcow_flush(w->image));
+      OK(pcow_sync(w->image));
       break;
     default:
       world_say(w, "  beside them pwrite %" PRIu64 "+%" PRIu64, offset, length);

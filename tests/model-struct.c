@@ -433,7 +433,7 @@ void op_crash_copy(struct world *w)
   pcow_image *image;
 
   world_say(w, "flush, and go on from a copy%s", w->map ? " (mapped)" : "");
-  OK(pcow_flush(w->image));
+  OK(pcow_sync(w->image));
   copy_sparse(w->path, path);
   OK(pcow_check(path, 0, &result, NULL, NULL, NULL));
   CHECK(!result.corruptions, "a copy of the image in use has %" PRIu64 " corruptions", result.corruptions);

@@ -186,7 +186,7 @@ static void live(uint64_t unit, enum how how, unsigned rounds)
   /* At most one waits for the head to be frozen; its space does not. */
   CHECK(pending(image) <= (map ? 1 : 0) && slots_a_unit(image) <= (map ? 2 : 1),
         "%u are pending, a unit has %" PRIu64 " slots", pending(image), slots_a_unit(image));
-  OK(pcow_flush(image));
+  OK(pcow_sync(image));
   data = data_bytes(image->store->fd, geometry_data(&image->store->geo, 1),
                     geometry_file_size(&image->store->geo, image->store->sb.slot_count));
   CHECK(data == LIVE_PAGES * PAGE, "%" PRIu64 " KiB of pages, the head alone sees %" PRIu64, data / KIB,

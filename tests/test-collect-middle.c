@@ -191,7 +191,7 @@ static void middle(void)
     OK(pcow_snapshot_create(image, name));
   }
   churn(&m, image, SNAPSHOTS + 1, 150);
-  OK(pcow_flush(image));
+  OK(pcow_sync(image));
 
   expect(&m, &freed, &both, &own);
   blocks = test_blocks(path);

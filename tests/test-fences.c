@@ -35,7 +35,7 @@ static void setup(void)
   ck_assert_int_eq(pcow_open(path, &how, &image), 0);
   /* The session's tag, the high-water mark and a first slot are there afterwards. */
   ck_assert_int_eq(pcow_pwrite(image, "x", 1, 0), 0);
-  ck_assert_int_eq(pcow_flush(image), 0);
+  ck_assert_int_eq(pcow_sync(image), 0);
   fences();
 }
 
@@ -51,11 +51,11 @@ START_TEST(writes)
   for (unsigned i = 1; i < 10; i++)
     ck_assert_int_eq(pcow_pwrite(image, "y", 1, i << 16), 0);
   ck_assert_uint_eq(fences(), 0);
-  ck_assert_int_eq(pcow_flush(image), 0);
+  ck_assert_int_eq(pcow_sync(image), 0);
   ck_assert_uint_eq(fences(), 2);
   /* Pages that are there publish nothing new. */
   ck_assert_int_eq(pcow_pwrite(image, "z", 1, 0), 0);
-  ck_assert_int_eq(pcow_flush(image), 0);
+  ck_assert_int_eq(pcow_sync(image), 0);
   ck_assert_uint_eq(fences(), 1);
 }
 END_TEST
@@ -67,7 +67,7 @@ START_TEST(structure)
   ck_assert_uint_eq(fences(), 1 + 1 + 1 + 2);
   /* A new slot: its page, header and bitmap; then its word and bits. */
   ck_assert_int_eq(pcow_pwrite(image, "x", 1, 0), 0);
-  ck_assert_int_eq(pcow_flush(image), 0);
+  ck_assert_int_eq(pcow_sync(image), 0);
   ck_assert_uint_eq(fences(), 2);
 }
 END_TEST

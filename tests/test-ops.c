@@ -156,7 +156,7 @@ START_TEST(test_resize_space)
   uint64_t before;
 
   content_write(image, &head, &rng, 0, head.size);
-  OK(pcow_flush(image));
+  OK(pcow_sync(image));
   before = test_blocks(path);
   resize(image, &head, MIB);
   CHECK(before - test_blocks(path) >= 3 * MIB, "a shrink by 3 MiB gave back %llu bytes",
@@ -250,7 +250,7 @@ START_TEST(test_extents)
   check_extents(image, &c, paths, 0, c.size); /* not settled */
   OK(pcow_snapshot_create(image, "one"));
   content_scatter(image, &c, &rng, 20);
-  OK(pcow_flush(image));
+  OK(pcow_sync(image));
   check_extents(image, &c, paths, 0, c.size);
   check_extents(image, &c, paths, 12345, MIB + 777);
   check_extents(image, &c, paths, 5000, 0);

@@ -24,7 +24,7 @@
  *    until it returns.
  *
  * Durability. What pcow_pwrite(), pcow_discard() and pcow_write_zeroes() did is durable after
- * pcow_flush(). Snapshot create, delete and revert, rebase, commit and resize are atomic and durable
+ * pcow_sync(). Snapshot create, delete and revert, rebase, commit and resize are atomic and durable
  * when they return. A store into a store-durable mapping is durable once the storing CPU has flushed
  * the cache line and fenced, as on an NVDIMM (pcow_persist() does both).
  */
@@ -192,14 +192,14 @@ int pcow_pread(pcow_image *image, void *buffer, size_t count, uint64_t offset);
 
 /* Writes COUNT bytes at OFFSET: all of them, or an error (-ENOSPC: bytes before the failure may be
  * written, the rest is as before). -EINVAL beyond the end, -EBADF not open for writing. Durable after
- * pcow_flush(). Also while the image is mapped: both see the same bytes. */
+ * pcow_sync(). Also while the image is mapped: both see the same bytes. */
 int pcow_pwrite(pcow_image *image, const void *buffer, size_t count, uint64_t offset);
 
 /* Makes every write that had returned before the call durable. After an I/O error the image takes no
  * more writes: this and every later call report it. */
-int pcow_flush(pcow_image *image);
+int pcow_sync(pcow_image *image);
 
-/* The range reads as zeros; whole pages give their space back. Durable after pcow_flush(). */
+/* The range reads as zeros; whole pages give their space back. Durable after pcow_sync(). */
 int pcow_discard(pcow_image *image, uint64_t offset, uint64_t length);
 
 #define PCOW_ZERO_KEEP_SPACE 1u /* keep (or reserve) space for the range */

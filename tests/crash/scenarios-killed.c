@@ -198,7 +198,7 @@ static void close_killed(struct lab *lab)
   lab->quiet = true;
   image = open_in(&b, lab->dir, "img", PCOW_OPEN_RDWR);
   OK(pcow_pwrite(image, bytes, sizeof(bytes), PAGE));
-  OK(pcow_flush(image));
+  OK(pcow_sync(image));
   b.expected = g_malloc0(SIZE);
   memcpy(b.expected + PAGE, bytes, sizeof(bytes));
   b.cut = 0;
@@ -436,7 +436,7 @@ static void rule_5(struct lab *lab)
   /* The head has a slot of the unit, or gets one. */
   if (rng_chance(&lab->rng, 50)) {
     OK(pcow_pwrite(image, "other", 5, UNIT));
-    OK(pcow_flush(image));
+    OK(pcow_sync(image));
   }
   how.durability = PCOW_STORE_DURABLE;
   OK(pcow_map(image, &how, &map));
@@ -500,7 +500,7 @@ static void damage(struct lab *lab)
   image = open_in(&b, lab->dir, "img", PCOW_OPEN_RDWR);
   OK(pcow_snapshot_create(image, "one"));
   OK(pcow_pwrite(image, "after", 5, 4096));
-  OK(pcow_flush(image));
+  OK(pcow_sync(image));
   lab->quiet = false;
   OK(pcow_snapshot_revert(image, "one"));
   lab->quiet = true;

@@ -171,7 +171,7 @@ static void write_durably(struct repair *r)
 
   rng_fill(&b->lab->rng, r->views[0] + at, PAGE);
   OK(pcow_pwrite(image, r->views[0] + at, PAGE, at));
-  OK(pcow_flush(image));
+  OK(pcow_sync(image));
   r->sound = true;
   explore_killed(r);
   OK(pcow_close(image));

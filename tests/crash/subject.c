@@ -193,7 +193,7 @@ void subject_zero(struct subject *s, uint64_t offset, uint64_t length, uint32_t 
 void subject_flush(struct subject *s)
 {
   begin(s, "flush %s", s->name);
-  succeed(s, pcow_flush(s->image));
+  succeed(s, pcow_sync(s->image));
   g_mutex_lock(&s->lab->lock);
   for (unsigned i = 0; i < s->expect->count; i++)
     face_settle(s->expect->worlds[i]->head, false);

@@ -171,7 +171,7 @@ static void *flush_main(void *opaque)
     test_page_fill(page, value.seed);
     cell_may(cell, value);
     wrote = pcow_pwrite(image, page, PAGE, (first + i) * PAGE);
-    flushed = pcow_flush(image);
+    flushed = pcow_sync(image);
     CHECK(!late || (wrote < 0 && flushed < 0), "written (%d) or flushed (%d) after an fdatasync(2) had failed", wrote,
           flushed);
     CHECK(flushed == 0 || inject_hits(), "a flush failed without a fault: %s", pcow_errormsg());

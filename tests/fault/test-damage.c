@@ -156,11 +156,11 @@ static void use(pcow_image *image)
   write_pages(image, 2000, 4, "pwrite of new pages");
   write_pages(image, 3900, 4, "pwrite of a new slot");
   tried("discard", pcow_discard(image, 30 * PAGE, 4 * PAGE));
-  tried("flush", pcow_flush(image));
+  tried("flush", pcow_sync(image));
   tried("snapshot", pcow_snapshot_create(image, "new"));
   tried("delete", pcow_snapshot_delete(image, "old"));
   tried("resize", pcow_resize(image, SIZE / 2, PCOW_RESIZE_SHRINK));
-  tried("flush", pcow_flush(image));
+  tried("flush", pcow_sync(image));
 }
 
 static void opened_fails(void)
@@ -182,7 +182,7 @@ static void truncate_open(uint64_t size)
   write_pages(image, 40, 4, NULL);
   write_pages(image, 700, 4, NULL);
   SYS(truncate(path, (off_t)size));
-  tried("flush", pcow_flush(image));
+  tried("flush", pcow_sync(image));
   use(image);
   CHECK(errors, "nobody noticed that the file ends at byte %" PRIu64, size);
   tried("close", pcow_close(image));

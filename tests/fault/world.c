@@ -276,7 +276,7 @@ int do_zeroes(uint64_t page, uint64_t count) { return write_value("zeroes", page
 
 int do_flush(void)
 {
-  int result = RUN("flush", true, pcow_flush(image));
+  int result = RUN("flush", true, pcow_sync(image));
 
   if (result == 0)
     settle(&world->head);
@@ -446,7 +446,7 @@ void world_verify(void)
   /* It can be written again. */
   test_page_fill(page, 77777);
   OK(pcow_pwrite(i, page, PAGE, 3 * PAGE));
-  OK(pcow_flush(i));
+  OK(pcow_sync(i));
   OK(pcow_close(i));
   world->head.cells[3] = (struct cell){ .values = { { 77777, 0 } }, .count = 1 };
   i = test_open(world->path, 0, NULL);

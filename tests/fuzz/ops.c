@@ -382,7 +382,7 @@ static void do_write_op(const struct input_op *op)
     do_zero(op, op->code == OP_DISCARD);
     break;
   case OP_FLUSH:
-    pcow_flush(now.image);
+    pcow_sync(now.image);
     break;
   case OP_CREATE:
   case OP_DELETE:

@@ -240,7 +240,7 @@ static int flush_waiting(pcow_image *image)
 {
   for (;;) {
     uint64_t since = now_ms();
-    int result = pcow_flush(image);
+    int result = pcow_sync(image);
 
     if (!nospace(result, since))
       return result;

@@ -303,7 +303,7 @@ static void do_flush(struct session *s)
   int result;
 
   op_begin(&op);
-  result = pcow_flush(s->handle);
+  result = pcow_sync(s->handle);
   if (nospace(result, since)) {
     op_refused();
     return;

@@ -290,7 +290,7 @@ int target_finish(struct target *t)
 
   if (t->image) {
     pcow_image *image = g_steal_pointer(&t->image);
-    bool failed = pcow_flush(image) != 0;
+    bool failed = pcow_sync(image) != 0;
 
     if (failed)
       rc = fail_library(t);
