@@ -30,6 +30,7 @@ struct map_unit *map_unit_get(struct pcow_mapping *m, uint64_t unit)
 
   if (!mu) {
     mu = g_new0(struct map_unit, 1);
+    mu->number = unit;
     g_atomic_pointer_set(&m->units[unit], mu);
   }
   return mu;
@@ -55,6 +56,8 @@ void map_unit_free_all(struct pcow_mapping *m)
     g_free(mu->dense);
     g_free(mu->fill);
     g_free(mu->resident);
+    g_free(mu->async);
+    g_free(mu->dirty);
     g_free(mu->edges);
     g_free(mu);
   }
@@ -87,6 +90,7 @@ void area_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, ui
   clear_bits(mu->fill, first, end);
   clear_bits(mu->dense, first, end);
   clear_bits(mu->writable, first, end);
+  tracking_forget(m, mu, first, end);
 }
 
 /* ---- Moving regions ---- */

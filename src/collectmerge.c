@@ -358,6 +358,12 @@ int merge_visit(struct pcow_image *image, struct merge *m, GArray *chain)
   if (ret)
     return ret;
 
+  /* Stores that nobody knows of yet may need a slot of the head: another chain. */
+  if (is_mapped(image, m) && mapping_tracks(image, from->unit)) {
+    ret = mapping_hold_unit(image, from->unit);
+    return ret ? ret : VISIT_AGAIN;
+  }
+
   up = bits_count(m->move_bits, 0, visible);
   down = bits_count(m->to_bits, 0, visible);
   if (!up)

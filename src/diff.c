@@ -9,6 +9,7 @@
 #include "error.h"
 #include "extents.h"
 #include "image.h"
+#include "mapping.h"
 
 #include <string.h>
 
@@ -307,7 +308,9 @@ API int pcow_diff(pcow_image *image, const char *from, const char *to, pcow_exte
     return fail(EINVAL, "%s: a comparison needs a snapshot to begin with and a function that takes"
                 " the extents", image->path);
   pthread_rwlock_rdlock(&image->lock);
-  r = diff_locked(image, from, to, &d);
+  r = to ? 0 : mapping_publish(image, 0, UINT64_MAX);
+  if (r == 0)
+    r = diff_locked(image, from, to, &d);
   side_close(&d.from);
   side_close(&d.to);
   pthread_rwlock_unlock(&image->lock);

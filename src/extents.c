@@ -9,6 +9,7 @@
 
 #include "error.h"
 #include "image.h"
+#include "mapping.h"
 
 #define PIECE_LEAST (UINT64_C(16) << 20)
 
@@ -114,6 +115,8 @@ API int pcow_extents(pcow_image *image, uint64_t offset, uint64_t length, uint32
   r = image_check_content(image);
   if (r == 0)
     r = image_check_range(image, offset, length);
+  if (r == 0)
+    r = mapping_publish(image, offset >> PAGE_SHIFT, (offset + length + PAGE_BYTES - 1) >> PAGE_SHIFT);
   for (uint64_t end = offset + length, next; r == 0 && offset < end; offset = next) {
     r = extents_skip(image, offset, end, &next, &sink);
     if (r || next > offset)

@@ -85,7 +85,7 @@ static int publish(struct pcow_mapping *m, struct unit *u, uint64_t first, uint6
     ret = head_reserve_present(h, u, first, end);
   if (ret == 0)
     ret = head_publish(h, u, first, end, flags, &counts);
-  if (ret == 0)
+  if (ret == 0 && !m->flush_durable)    /* there the flush does */
     ret = head_settle_unit(h, u);
   if (ret == 0) {
     m->copied += counts.copied;
@@ -119,13 +119,14 @@ static int first_write(struct pcow_mapping *m, struct unit *u, uint64_t page, bo
 
   if (ret)
     return ret;
-  if (!m->guarded && !all)
+  if (!m->guarded && !all && map_find(mu->async, 0, m->unit_pages, true) == m->unit_pages)
     return write_native(m, u, page, o);
   window = window_find(m, zero + page, m->granule, WINDOW_MOST, data ? FACTOR_COPY : FACTOR_THIN);
   first = page & ~(m->granule - 1);
   end = MIN(first + window, head_unit_pages(m->image->head, u->number));
   trim(mu->writable, page, &first, &end);
   trim(mu->dense, page, &first, &end);
+  trim(mu->async, page, &first, &end);
   area_trim_lazy(m, u->number, page, &first, &end);
   ret = publish(m, u, first, end, HEAD_RESERVE);
   if (ret == -ENOSPC && end - first > 1) {
@@ -232,7 +233,7 @@ static void resolve(struct pcow_mapping *m, struct unit *u, const struct fault *
   if (map_test(mu->dense, page)) {
     m->write_faults++;
     o->ret = dense_hole(m, u, page, o);
-  } else if (map_test(mu->writable, page)) {
+  } else if (map_test(mu->writable, page) || map_test(mu->async, page)) {
     m->duplicates++;
   } else if (f->write) {
     /* While there are too many VMAs, writers wait until the worker has merged some. */

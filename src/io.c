@@ -43,6 +43,8 @@ API int pcow_pread(pcow_image *image, void *buffer, size_t count, uint64_t offse
       u = head_lock_unit(image->head, unit, &ret);
       if (u) {
         ret = head_read(image->head, u, offset % unit_bytes, bounce ? bounce : out, n);
+        if (ret == 0 && bounce)
+          ret = mapping_overlay(image, u, offset % unit_bytes, bounce, n);
         head_unlock_unit(image->head, u);
       }
       if (ret == 0 && bounce)
@@ -72,9 +74,11 @@ static int change_unit(struct pcow_image *image, const struct piece *piece, stru
   uint64_t end = (offset + length + PAGE_BYTES - 1) >> PAGE_SHIFT;
   int ret = 0;
 
-  if (piece->kind == WRITE) {
+  if (piece->kind != ZERO)
+    ret = mapping_hold(image, u, first, end);
+  if (ret == 0 && piece->kind == WRITE) {
     ret = head_write(h, u, offset, piece->buffer, length);
-  } else {
+  } else if (ret == 0) {
     if (image->map && piece->kind == ZERO)
       ret = mapping_discard(image, u, first, end);
     if (ret == 0)
@@ -84,7 +88,10 @@ static int change_unit(struct pcow_image *image, const struct piece *piece, stru
       mapping_undo_discard(image, u, first, end);
   }
   if (ret == 0 && image->map) {
-    ret = head_settle_unit(h, u);
+    if (mapping_settles(image))
+      ret = head_settle_unit(h, u);
+    if (ret == 0 && piece->kind == ZERO)
+      ret = mapping_discarded(image, u, first, end);
     if (ret == 0 && piece->kind != ZERO)
       ret = mapping_published(image, u, first, end);
   }
@@ -190,6 +197,8 @@ static int zero_part(struct pcow_image *image, uint64_t offset, uint64_t length)
   if (!u)
     return ret;
   ret = head_read(image->head, u, offset % unit_bytes, now, length);
+  if (ret == 0)
+    ret = mapping_overlay(image, u, offset % unit_bytes, now, length);
   head_unlock_unit(image->head, u);
   if (ret || all_zero(now, length))
     return ret;
@@ -238,7 +247,7 @@ API int pcow_sync(pcow_image *image)
   pthread_rwlock_rdlock(&image->lock);
   ret = image_check_writable(image);
   if (ret == 0)
-    ret = head_settle(image->head);
+    ret = mapping_sync(image);
   pthread_rwlock_unlock(&image->lock);
   return ret;
 }

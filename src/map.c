@@ -38,12 +38,9 @@ static int check_options(const pcow_image *image, bool writable, const struct pc
                 MAX(o->reserve, image_size(image)));
   if (!writable)
     return 0;
-  if (o->durability != PCOW_STORE_DURABLE)
-    return fail(ENOTSUP, "%s: flush-durable mappings are not supported by this version; "
-                "ask for PCOW_STORE_DURABLE", image->path);
-  if (persist_get_mode(image->store->p) != PERSIST_PMEM)
+  if (o->durability == PCOW_STORE_DURABLE && persist_get_mode(image->store->p) != PERSIST_PMEM)
     return fail(ENOTSUP, "%s: the file system has no DAX, so a store is not durable when its cache line is "
-                "flushed: a store-durable mapping is not possible, only flush-durable would be (set "
+                "flushed: a store-durable mapping is not possible, only a flush-durable one (set "
                 "PMEM_IS_PMEM_FORCE=1 to emulate persistent memory)", image->path);
   return 0;
 }
@@ -55,9 +52,10 @@ static struct pcow_mapping *mapping_new(pcow_image *image, bool writable, const 
 
   m->image = image;
   m->writable = writable;
-  m->guarded = o->thin == PCOW_THIN_GUARDED;
+  m->flush_durable = writable && o->durability == PCOW_FLUSH_DURABLE;
+  m->guarded = o->thin == PCOW_THIN_GUARDED || (o->thin == PCOW_THIN_DEFAULT && !m->flush_durable);
   m->own_address = !o->address;
-  m->uffd = m->void_fd = -1;
+  m->uffd = m->void_fd = m->track_fd = m->pagemap_fd = m->pipe[0] = m->pipe[1] = -1;
   m->size = image_size(image);
   m->reserve = MAX(o->reserve, m->size);
   m->reserve = (m->reserve + PAGE_BYTES - 1) & ~(uint64_t)(PAGE_BYTES - 1);
@@ -77,6 +75,8 @@ static struct pcow_mapping *mapping_new(pcow_image *image, bool writable, const 
   m->lost = g_array_new(FALSE, FALSE, sizeof(uint64_t));
   g_mutex_init(&m->lazy_lock);
   g_mutex_init(&m->lock);
+  g_mutex_init(&m->track_lock);
+  g_mutex_init(&m->pipe_lock);
   g_cond_init(&m->work);
   return m;
 }
@@ -103,6 +103,11 @@ static void mapping_free(struct pcow_mapping *m)
     close(m->uffd);
   if (m->void_fd >= 0)
     close(m->void_fd);
+  if (m->pipe[0] >= 0) {
+    close(m->pipe[0]);
+    close(m->pipe[1]);
+  }
+  tracking_stop(m);
   map_unit_free_all(m);
   g_free(m->units);
   g_queue_clear_full(&m->queue, g_free);
@@ -112,6 +117,8 @@ static void mapping_free(struct pcow_mapping *m)
   g_array_unref(m->lost);
   g_mutex_clear(&m->lazy_lock);
   g_mutex_clear(&m->lock);
+  g_mutex_clear(&m->track_lock);
+  g_mutex_clear(&m->pipe_lock);
   g_cond_clear(&m->work);
   g_free(m);
   vmabudget_count();
@@ -150,6 +157,10 @@ static int prepare_writing(struct pcow_mapping *m)
     ret = head_begin_session(m->image->head);
   if (ret == 0)
     ret = head_settle(m->image->head);
+  if (ret)
+    return ret;
+  if (m->flush_durable)
+    ret = tracking_start(m);
   if (ret)
     return ret;
   m->uffd = uffd_open(UFFD_FEATURES_WRITE, m->image->path);
@@ -233,22 +244,54 @@ API int pcow_map(pcow_image *image, const struct pcow_map_options *options, pcow
   return ret;
 }
 
+/* What was not flushed is lost. The image lock is held for writing. */
+static void mapping_end(struct pcow_mapping *m)
+{
+  pcow_image *image = m->image;
+
+  g_mutex_lock(&image->maps_lock);
+  g_ptr_array_remove(image->maps, m);
+  if (image->map == m)
+    image->map = NULL;
+  g_mutex_unlock(&image->maps_lock);
+  mapping_free(m);
+}
+
+int mapping_close_all(struct pcow_image *image)
+{
+  int ret = 0;
+
+  while (image->maps->len) {
+    struct pcow_mapping *m = g_ptr_array_index(image->maps, image->maps->len - 1);
+    int failed = pcow_unmap(m);
+
+    if (failed) {
+      pthread_rwlock_wrlock(&image->lock);
+      mapping_end(m);
+      pthread_rwlock_unlock(&image->lock);
+      ret = failed;
+    }
+  }
+  return ret;
+}
+
 API int pcow_unmap(pcow_mapping *mapping)
 {
   pcow_image *image;
+  int ret = 0;
 
   if (!mapping)
     return 0;
   image = mapping->image;
   pthread_rwlock_wrlock(&image->lock);
-  g_mutex_lock(&image->maps_lock);
-  g_ptr_array_remove(image->maps, mapping);
-  if (image->map == mapping)
-    image->map = NULL;
-  g_mutex_unlock(&image->maps_lock);
-  mapping_free(mapping);
+  if (mapping->flush_durable)
+    ret = store_check(image->store);
+  if (ret == 0 && mapping->flush_durable)
+    ret = flush_all(mapping);
+  if (ret == 0)
+    mapping_end(mapping);
   pthread_rwlock_unlock(&image->lock);
-  return 0;
+  return ret;
 }
 
 API void *pcow_mapping_address(const pcow_mapping *mapping)
@@ -295,6 +338,8 @@ API int pcow_persist(pcow_mapping *mapping, uint64_t offset, uint64_t length)
                 m->image->path, length, offset);
   if (!m->writable)
     return fail(EBADF, "%s: is mapped read-only: there is nothing to persist", m->image->path);
+  if (m->flush_durable)
+    return pcow_flush(m, offset, length);
   p = m->image->store->p;
   if (length <= PERSIST_AT_ONCE) {
     persist_flush_memory(p, m->base + offset, length);
@@ -330,7 +375,7 @@ static void restore(struct pcow_mapping *m, uint64_t page)
   if (!u)
     return;
   mu = map_unit_get(m, unit);
-  if (!map_test(mu->writable, at) && !map_test(mu->dense, at))
+  if (!map_test(mu->writable, at) && !map_test(mu->dense, at) && !map_test(mu->async, at))
     area_fill(m, unit, at, at + 1);
   head_unlock_unit(m->image->head, u);
 }
@@ -372,6 +417,10 @@ API int pcow_mapping_get_stats(pcow_mapping *mapping, struct pcow_mapping_stats 
     .vmas = vmabudget_counted(),
     .vma_budget = vmabudget_limit(),
     .merges = m->merges,
+    .flushes = m->flushes,
+    .pages_flushed = m->flushed,
+    .pages_handed_over = m->handed_over,
+    .scans = m->scans,
   };
 
   g_mutex_lock(&m->lock);

@@ -79,6 +79,7 @@ static int find_not_zero(struct pcow_mapping *m, struct unit *u, struct map_unit
   mark(needs, first, end, mu->writable, m->guarded);
   mark(needs, first, end, mu->dense, false);
   mark(needs, first, end, mu->fill, false);
+  mark(needs, first, end, mu->async, false);    /* later, when nothing can fail any more */
   return 0;
 }
 
@@ -139,8 +140,32 @@ void mapping_undo_discard(struct pcow_image *image, struct unit *u, uint64_t fir
   if (!m)
     return;
   zero = map_unit_first(m, u->number);
-  if (area_arm_range(m, zero + first, zero + end) || area_fill(m, u->number, first, end))
-    log_message(PCOW_LOG_ERROR, "after a discard that failed: %s", error_message());
+  for (uint64_t to; first < end; first = to) {
+    const struct map_unit *mu = map_unit_get(m, u->number);
+
+    to = map_find(mu->async, first, end, true);
+    if (to > first && (area_arm_range(m, zero + first, zero + to) || area_fill(m, u->number, first, to)))
+      log_message(PCOW_LOG_ERROR, "after a discard that failed: %s", error_message());
+    to = map_find(mu->async, to, end, false);
+  }
+}
+
+int mapping_discarded(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end)
+{
+  struct pcow_mapping *m = image->map;
+  int ret = 0;
+
+  while (m && ret == 0 && first < end) {
+    const struct map_unit *mu = map_unit_get(m, u->number);
+    uint64_t to;
+
+    first = map_find(mu->async, first, end, true);
+    to = map_find(mu->async, first, end, false);
+    if (first < to)
+      ret = area_zero(m, u->number, first, to);
+    first = to;
+  }
+  return ret;
 }
 
 /* ---- Live snapshots ---- */
@@ -223,8 +248,9 @@ static int cut_unit(struct pcow_mapping *m, struct unit *u, struct map_unit *mu)
   while (!bits_test(stored, end - 1))
     end--;
 
-  /* Many pieces: all that lies between is taken with them, where it may be. */
-  whole = count_runs(stored, pages) > PIECES_MOST;
+  /* Many pieces: all that lies between is taken with them, where it may be. Async pages may not: they have
+   * stores that came after what was published of them. */
+  whole = count_runs(stored, pages) > PIECES_MOST && map_find(mu->async, first, end, true) == end;
   in_place = m->tmpfs && map_find(mu->dense, first, end, true) == end;
   if (whole && in_place && map_find(mu->fill, first, end, true) == end && !has_lazy(m, u->number, first, end))
     return cut_in_place(m, u, mu, first, end);
@@ -244,7 +270,8 @@ static int cut_unit(struct pcow_mapping *m, struct unit *u, struct map_unit *mu)
 int mapping_snapshot_cut(struct pcow_image *image)
 {
   struct pcow_mapping *m = image->map;
-  int ret = 0;
+  /* What is stored into async pages from here on comes after the snapshot: it stays in the map's copies. */
+  int ret = m && m->flush_durable ? flush_publish(m, 0, map_pages(m)) : 0;
 
   for (uint64_t i = 0; m && ret == 0 && i < m->unit_count; i++) {
     struct map_unit *mu = m->units[i];
@@ -258,6 +285,8 @@ int mapping_snapshot_cut(struct pcow_image *image)
     ret = cut_unit(m, u, mu);
     head_unlock_unit(image->head, u);
   }
+  if (m && m->flush_durable && ret == 0)
+    ret = flush_settle(m);
   return ret;
 }
 
@@ -348,10 +377,4 @@ int mapping_grow(struct pcow_image *image, uint64_t old_size, uint64_t new_size)
   m->lazy_left -= (gint)(m->lazies->len - lazies);
   g_array_set_size(m->lazies, lazies);
   return ret;
-}
-
-void mapping_close_all(struct pcow_image *image)
-{
-  while (image->maps->len)
-    pcow_unmap(g_ptr_array_index(image->maps, image->maps->len - 1));
 }

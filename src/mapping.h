@@ -12,9 +12,34 @@
  * are mapped from the file now. */
 int mapping_published(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end);
 
+/* What a flush-durable map has that the head has not (stores are durable only after a flush), of pages
+ * [first, end) of the image, becomes the head's, pending. No unit is locked. -ENOSPC: not all of it. */
+int mapping_publish(struct pcow_image *image, uint64_t first, uint64_t end);
+
+/* head_settle(), with all that was stored through a flush-durable map. */
+int mapping_sync(struct pcow_image *image);
+
+/* Whether what becomes present under the map must be settled at once. */
+bool mapping_settles(const struct pcow_image *image);
+
+/* BUFFER has bytes of the locked unit, as head_read() gave them: puts those in that were stored through a
+ * flush-durable map since. */
+int mapping_overlay(struct pcow_image *image, struct unit *u, uint64_t offset, void *buffer, uint64_t length);
+
+/* The unit is locked and pages [first, end) are about to be written otherwise than through the map: what was
+ * stored to them becomes the head's, and further stores wait. */
+int mapping_hold(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end);
+
+/* The image is locked for writing. Whether stores reach pages of the unit that nobody knows of; and the end of
+ * that. What is pending of the unit changes. */
+bool mapping_tracks(struct pcow_image *image, uint64_t unit);
+int mapping_hold_unit(struct pcow_image *image, uint64_t unit);
+
 /* The unit is locked and pages [first, end) are about to be punched: from now on they read as zeros
  * and their first write is held until the unit is unlocked and the fault is served. */
 int mapping_discard(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end);
+/* They were punched. */
+int mapping_discarded(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end);
 
 /* The discard failed: the mapping shows what the unit has again. */
 void mapping_undo_discard(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end);
@@ -34,7 +59,7 @@ int mapping_leave(struct pcow_image *image, uint64_t unit, const uint64_t *bits,
 /* The virtual size rose: maps what was added. -ENOSPC when the reservation is too small. */
 int mapping_grow(struct pcow_image *image, uint64_t old_size, uint64_t new_size);
 
-/* Unmaps all mappings of the handle, for pcow_close(). */
-void mapping_close_all(struct pcow_image *image);
+/* Unmaps all mappings of the handle, for pcow_close(); also when a flush fails, which is returned. */
+int mapping_close_all(struct pcow_image *image);
 
 #endif

@@ -1,22 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * What a mapping consists of when it is made or grows: the image's view, unit by unit, as segments,
- * neighbours merged, then laid out with one mmap(2) each while nobody has access yet. Where that makes
- * too many VMAs, units get coarser: first lower pages are filled on demand instead of mapped, then
- * gaps between the head's pages are published, so that a unit is one VMA.
+ * neighbours merged. Where that makes too many VMAs, units get coarser: first lower pages are filled on
+ * demand instead of mapped, then gaps between the head's pages are published, so that a unit is one VMA.
  */
 #include "mapstate.h"
 
-#include "error.h"
 #include "uffd.h"
 #include "vmabudget.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#define LAZY_CHUNK_PAGES ((UINT64_C(1) << 30) / PAGE_BYTES)
-#define LAZY_LEAST_BYTES (UINT64_C(64) << 20)
 #define SPARE_SEGMENTS 65536u   /* kept beyond what there is room for: a piece may have 32768 */
 
 enum policy { POLICY_RUNS, POLICY_FILL, POLICY_JOIN };
@@ -37,7 +32,6 @@ struct plan {
   GArray *costs;                /* struct unit_cost; only of units with more than zeros */
   bool chosen;                  /* costs hold policies */
   GHashTable *groups;           /* group of units + 1 → policy for all of it; or NULL */
-  uint64_t arm_from, arm_to;    /* laid out, to be registered and protected */
 };
 
 /* ---- Segments ---- */
@@ -73,7 +67,8 @@ static int add_runs(struct pcow_mapping *m, view_cursor *runs, uint64_t first, u
       return error;
     to = MIN(end, r->page + r->count);
     if (r->kind == RUN_DATA)
-      kind = !m->writable ? SEGMENT_SHARED : r->layer->tmpfs ? SEGMENT_PRIVATE : SEGMENT_FILL;
+      kind = !m->writable ? SEGMENT_SHARED
+             : r->layer->tmpfs || m->flush_durable ? SEGMENT_PRIVATE : SEGMENT_FILL;
     if (kind == SEGMENT_ZERO || kind == SEGMENT_FILL)
       add(segments, first, to - first, kind, NULL, 0);
     else
@@ -349,194 +344,6 @@ static int build(struct plan *p)
   return ret;
 }
 
-/* ---- Laying out ---- */
-
-static int place(struct pcow_mapping *m, const struct segment *s, int prot, int flags, int fd)
-{
-  if (mmap(map_address(m, s->page), s->count * PAGE_BYTES, prot, flags | MAP_FIXED, fd,
-           fd < 0 ? 0 : (off_t)s->offset) != MAP_FAILED)
-    return 0;
-  return fail_errno(errno, "%s: cannot map %" PRIu64 " bytes at offset %" PRIu64 " of the image%s",
-                    m->image->path, s->count * PAGE_BYTES, s->page * PAGE_BYTES,
-                    errno == ENOMEM ? " (is vm.max_map_count reached?)" : "");
-}
-
-static int place_anonymous(struct pcow_mapping *m, const struct segment *s)
-{
-  return place(m, s, m->writable ? PROT_READ | PROT_WRITE : PROT_READ,
-               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
-}
-
-static int place_file(struct pcow_mapping *m, const struct segment *s)
-{
-  int fd, ret;
-
-  if (m->writable && s->kind != SEGMENT_PRIVATE)
-    return place(m, s, PROT_READ | PROT_WRITE, m->shared_flags, m->image->store->fd);
-  fd = layer_fd_get(s->layer);
-  if (fd < 0)
-    return fd;
-  /* Private and writable even where nobody writes: protection wants memory that could be written. */
-  ret = m->writable ? place(m, s, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd)
-                    : place(m, s, PROT_READ, MAP_SHARED, fd);
-  layer_fd_put(s->layer);
-  return ret;
-}
-
-static int cannot_track(const struct pcow_mapping *m, int error)
-{
-  return fail_errno(-error, "%s: cannot track writes to the mapping", m->image->path);
-}
-
-static int arm_pending(struct plan *p)
-{
-  struct pcow_mapping *m = p->m;
-  int ret = 0;
-
-  if (p->arm_from < p->arm_to)
-    ret = uffd_register(m->uffd, map_address(m, p->arm_from), (p->arm_to - p->arm_from) * PAGE_BYTES, UFFD_WP);
-  if (ret == 0 && p->arm_from < p->arm_to)
-    ret = uffd_protect(m->uffd, map_address(m, p->arm_from), (p->arm_to - p->arm_from) * PAGE_BYTES);
-  p->arm_from = p->arm_to = 0;
-  return ret ? cannot_track(m, ret) : 0;
-}
-
-static int make_lazy(struct pcow_mapping *m, const struct segment *s)
-{
-  int ret = uffd_register(m->uffd, map_address(m, s->page), s->count * PAGE_BYTES, UFFD_MISSING);
-
-  if (ret)
-    return cannot_track(m, ret);
-  for (uint64_t at = s->page; at < s->page + s->count;) {
-    uint64_t to = MIN((at / LAZY_CHUNK_PAGES + 1) * LAZY_CHUNK_PAGES, s->page + s->count);
-    struct lazy z = { at, to, 0 };
-
-    g_array_append_val(m->lazies, z);
-    m->lazy_left++;
-    at = to;
-  }
-  return 0;
-}
-
-static int lay_zero(struct plan *p, const struct segment *s)
-{
-  struct pcow_mapping *m = p->m;
-  uint64_t length = s->count * PAGE_BYTES;
-  int ret = place_anonymous(m, s);
-
-  if (ret || !m->writable)
-    return ret;
-  if (length > m->eager_left && length >= LAZY_LEAST_BYTES)
-    return make_lazy(m, s);
-  m->eager_left -= MIN(m->eager_left, length);
-  if (m->huge_zero && length >= HUGE_BYTES) {
-    ret = area_arm_memory(m, map_address(m, s->page), length);
-    return ret ? cannot_track(m, ret) : 0;
-  }
-  if (p->arm_to != s->page) {
-    ret = arm_pending(p);
-    p->arm_from = s->page;
-  }
-  p->arm_to = s->page + s->count;
-  return ret;
-}
-
-/* Where events are not permitted a read-only map can still copy what it cannot map. */
-static int copy_now(struct pcow_mapping *m, const struct segment *s)
-{
-  uint64_t chunk = FILL_BUFFER / PAGE_BYTES;
-  int ret = place(m, s, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
-
-  for (uint64_t at = s->page, end = s->page + s->count; ret == 0 && at < end;) {
-    uint64_t unit = at >> m->unit_shift;
-    uint64_t to = MIN(MIN(end, at + chunk), map_unit_first(m, unit + 1));
-
-    ret = filling_bytes(m, NULL, unit, at - map_unit_first(m, unit), to - at, map_address(m, at));
-    at = to;
-  }
-  if (ret == 0)
-    mprotect(map_address(m, s->page), s->count * PAGE_BYTES, PROT_READ);
-  return ret;
-}
-
-static int lay_fill(struct pcow_mapping *m, const struct segment *s)
-{
-  int ret;
-
-  if (m->uffd < 0)
-    return copy_now(m, s);
-  ret = place_anonymous(m, s);
-  if (ret)
-    return ret;
-  ret = uffd_register(m->uffd, map_address(m, s->page), s->count * PAGE_BYTES,
-                      m->writable ? UFFD_MISSING | UFFD_WP : UFFD_MISSING);
-  return ret ? cannot_track(m, ret) : 0;
-}
-
-/* Sets the bits of every unit that the segment covers. */
-static void note(struct pcow_mapping *m, const struct segment *s)
-{
-  uint64_t end = s->page + s->count;
-
-  for (uint64_t at = s->page; at < end;) {
-    uint64_t unit = at >> m->unit_shift, zero = map_unit_first(m, unit);
-    uint64_t to = MIN(end, zero + m->unit_pages);
-    struct map_unit *mu;
-
-    /* Units in the middle of zeros need nothing. */
-    if (s->kind == SEGMENT_ZERO && at == zero && to == zero + m->unit_pages) {
-      at = map_unit_first(m, end >> m->unit_shift);
-      continue;
-    }
-    mu = map_unit_get(m, unit);
-    if (s->kind == SEGMENT_SHARED && m->writable)
-      map_unit_set(m, &mu->writable, at - zero, to - zero);
-    else if (s->kind == SEGMENT_FILL && m->uffd >= 0)
-      map_unit_set(m, &mu->fill, at - zero, to - zero);
-    else if (s->kind == SEGMENT_DENSE)
-      map_unit_set(m, &mu->dense, at - zero, to - zero);
-    if (m->writable && at == s->page)
-      map_unit_set(m, &mu->edges, at - zero, at - zero + 1);
-    at = to;
-  }
-}
-
-static int lay(struct plan *p, const struct segment *s)
-{
-  struct pcow_mapping *m = p->m;
-  int ret = 0;
-
-  switch (s->kind) {
-  case SEGMENT_ZERO:
-    ret = lay_zero(p, s);
-    break;
-  case SEGMENT_PRIVATE:
-    ret = place_file(m, s);
-    if (ret == 0 && p->arm_to != s->page) {
-      ret = arm_pending(p);
-      p->arm_from = s->page;
-    }
-    p->arm_to = s->page + s->count;
-    break;
-  case SEGMENT_FILL:
-    ret = lay_fill(m, s);
-    break;
-  case SEGMENT_SHARED:
-    ret = place_file(m, s);
-    break;
-  case SEGMENT_DENSE:
-    ret = place_file(m, s);
-    if (ret == 0)
-      ret = uffd_register(m->uffd, map_address(m, s->page), s->count * PAGE_BYTES, UFFD_MISSING);
-    if (ret < 0)
-      ret = cannot_track(m, ret);
-    break;
-  }
-  if (ret == 0)
-    note(m, s);
-  return ret;
-}
-
 /* Filling a read-only map needs events. Where they are not permitted, lay_fill() copies. */
 static void want_events(struct plan *p)
 {
@@ -551,6 +358,7 @@ static void want_events(struct plan *p)
 int plan_apply(struct pcow_mapping *m, uint64_t first, uint64_t end)
 {
   struct plan p = { .m = m, .first = first, .end = end };
+  struct laying laying = { .m = m };
   int ret;
 
   if (first >= end)
@@ -568,9 +376,9 @@ int plan_apply(struct pcow_mapping *m, uint64_t first, uint64_t end)
       want_events(&p);
   }
   for (unsigned i = 0; ret == 0 && i < p.segments->len; i++)
-    ret = lay(&p, &g_array_index(p.segments, struct segment, i));
+    ret = lay_segment(&laying, &g_array_index(p.segments, struct segment, i));
   if (ret == 0)
-    ret = arm_pending(&p);
+    ret = lay_end(&laying);
   if (ret == 0)
     madvise(map_address(m, first), (end - first) * PAGE_BYTES, MADV_DONTFORK);
   g_array_unref(p.segments);

@@ -1,23 +1,29 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * A mapping: what each page of the range is mapped from, and who may change that. Private to map.c,
- * mapplan.c, area.c, fault.c, window.c, filling.c, merge.c and maplive.c.
+ * mapplan.c, maplay.c, area.c, fault.c, window.c, filling.c, merge.c, maplive.c, tracking.c, flush.c and handover.c.
  *
- * A page is in one of these states; only the last two can be stored to without an event:
+ * A page is in one of these states; only the last three can be stored to without an event:
  *
  *   armed      private memory (of a lower file on tmpfs, or zeros), write-protected: reading costs no
  *              event, the first write raises one
  *   lazy       zeros far out in a large range, registered MISSING: the first access to the chunk arms it
  *   fill       anonymous memory, MISSING and write-protected: filled with what lies beneath when it is
  *              read, dropped when there is too much of it
+ *   async      private memory of a lower file, of any kind; flush-durable maps only. The kernel makes the copy
+ *              at the first write and notes which pages were written; nobody waits. What was found written and
+ *              is not in the slot yet is *dirty*
  *   dense      shared from the head's slot, registered MISSING: a hole raises an event and gets space
  *   writable   shared from the head's slot, with a block beneath it
  *
- * What is stored to is mapped from the slot alone: pages become present durably, then mapped shared.
- * Nothing that is armed is ever unprotected in place: writers could slip between two steps.
+ * What else is stored to is mapped from the slot alone: pages become present, in a store-durable map durably,
+ * then mapped shared. Nothing that is armed is ever unprotected in place: writers could slip between two
+ * steps. An async page may have a store in it that nobody knows of, at any time: before anything is mapped over
+ * it, it is held (handover.c), which takes that along.
  *
- * Locks, in this order: image->lock (shared) → the unit → lazy_lock → lock. Bits of a unit change under
- * the unit's lock, or with the image lock held exclusively. The handler thread waits for neither: faults
+ * Locks, in this order: image->lock (shared) → the unit → lazy_lock or pipe_lock → track_lock or lock. Bits of
+ * a unit change under the unit's lock, or with the image lock held exclusively; of async pages, what is dirty
+ * changes under track_lock. The handler thread waits for neither: faults
  * for which it cannot have both at once it hands to the worker. It moves no regions either, because
  * mremap(2) of a registered region waits until the handler has read the event; worker and callers do.
  */
@@ -35,10 +41,13 @@
 
 /* On demand; bits of the unit's pages, NULL: none set. */
 struct map_unit {
+  uint64_t number;
   uint64_t *writable;
   uint64_t *dense;
   uint64_t *fill;
   uint64_t *resident;           /* of fill: there is a clean copy */
+  uint64_t *async;
+  uint64_t *dirty;              /* of async */
   uint64_t *edges;              /* a VMA begins at the page; one bit more than pages: ends with the unit */
 };
 
@@ -63,6 +72,7 @@ struct fault {
 struct pcow_mapping {
   struct pcow_image *image;
   bool writable;
+  bool flush_durable;
   bool guarded;                 /* pages get space before they can be stored to */
   bool tmpfs;                   /* the head's file is on tmpfs: its shared pages can be protected */
   bool own_address;             /* the range was reserved by the library */
@@ -105,12 +115,24 @@ struct pcow_mapping {
   struct stream streams[STREAMS];
   uint64_t clock;
 
+  int track_fd;                 /* userfaultfd for async pages; -1: none */
+  int pagemap_fd;
+  GMutex track_lock;            /* scans, and what is dirty; innermost */
+  GTree *async_units;           /* set of number + 1: has async pages */
+  GTree *dirty_units;           /* set of number + 1: has, or had when a flush began to copy, dirty pages */
+  struct uffd_pages *found;     /* by a scan */
+  bool scan_failed;             /* what was written is not known: all copied pages count as dirty */
+  bool lower_tmpfs;             /* some async pages are of files that a protected map can have */
+  GMutex pipe_lock;
+  int pipe[2];                  /* -1: not made yet */
+
   uint64_t merge_pages;         /* worker: size of regions that are merged now */
   uint64_t merge_unit;          /* worker: unit to look at next */
   uint64_t merge_units;         /* worker: when units are not enough: size of groups that are merged */
   int64_t merge_pause;          /* room below which merging, which found nothing, is tried again */
 
   _Atomic uint64_t faults, write_faults, fill_faults, duplicates, copied, reserved, dram_pages, merges;
+  _Atomic uint64_t flushes, flushed, handed_over, scans;
 };
 
 static inline uint8_t *map_address(const struct pcow_mapping *m, uint64_t page)
@@ -195,6 +217,17 @@ int plan_apply(struct pcow_mapping *m, uint64_t first, uint64_t end);
 /* Appends what pages [first, end) of a locked unit consist of. */
 int plan_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end, GArray *segments);
 
+/* ---- maplay.c: mapping it ---- */
+
+struct laying {
+  struct pcow_mapping *m;
+  uint64_t arm_from, arm_to;    /* laid out, to be registered and protected */
+  uint64_t track_from, track_to;        /* laid out, to be tracked */
+};
+
+int lay_segment(struct laying *l, const struct segment *s);
+int lay_end(struct laying *l);
+
 /* ---- fault.c ---- */
 
 int fault_start(struct pcow_mapping *m);
@@ -218,6 +251,52 @@ int filling_read(struct pcow_mapping *m, struct unit *u, uint64_t unit, uint64_t
 /* Reads pages of the view: of a read-only map, or what lies in the locked unit. */
 int filling_bytes(struct pcow_mapping *m, struct unit *u, uint64_t unit, uint64_t page, uint64_t count,
                   uint8_t *buffer);
+
+/* ---- tracking.c: async pages, and what was written of them ---- */
+
+int tracking_start(struct pcow_mapping *m);
+void tracking_stop(struct pcow_mapping *m);
+
+/* Memory of the range that nobody stores to yet, or of which all copied pages are to count as written, is
+ * tracked from now on. -errno. */
+int tracking_register(struct pcow_mapping *m, uint64_t page, uint64_t count);
+/* Pages of the unit are async now, or are not any more. The unit is locked. */
+void tracking_note(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end);
+void tracking_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end);
+/* Nobody told what was written since the last call: the next one takes all that was copied. */
+void tracking_lose(struct pcow_mapping *m);
+
+/* What was written in pages [first, end) of the mapping since the last call becomes dirty. */
+int tracking_take(struct pcow_mapping *m, uint64_t first, uint64_t end);
+/* Async ones of pages [first, end) of the mapping become dirty. */
+void tracking_mark(struct pcow_mapping *m, uint64_t first, uint64_t end);
+/* The first unit from UNIT to END of which pages are dirty, or are being copied; or END. */
+uint64_t tracking_next_dirty(struct pcow_mapping *m, uint64_t unit, uint64_t end);
+/* Sets in BITS (of pages relative to FIRST), and clears, what is dirty of pages of a locked unit. False:
+ * nothing was. The unit stays among the dirty ones until tracking_done(). */
+bool tracking_claim(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end, uint64_t *bits);
+void tracking_done(struct pcow_mapping *m, struct map_unit *mu);
+/* Sets in BITS (of pages relative to FIRST) the pages that the kernel copied. */
+int tracking_copied(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end, uint64_t *bits);
+
+/* ---- handover.c ---- */
+
+/* No page of [first, end) of the locked unit is async any more: those that were copied are present and mapped
+ * from the slot, the others are armed or filled on demand. Not on the handler thread. -ENOSPC: some still
+ * are, nothing is lost. */
+int handover_hold(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
+
+/* ---- flush.c ---- */
+
+/* Pages [first, end) of the mapping: what was written of async ones is in the head, pending. The image lock is
+ * held, in any way; no unit is locked. */
+int flush_publish(struct pcow_mapping *m, uint64_t first, uint64_t end);
+/* What is in the head is durable, stores through pages that are mapped from it included. The same locks. */
+int flush_settle(struct pcow_mapping *m);
+/* Both, for all of the mapping. */
+int flush_all(struct pcow_mapping *m);
+/* Offers [first, end) of a locked unit: dirty pages are in the head, pending. */
+int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
 
 /* ---- merge.c: fewer VMAs. Worker and callers only ---- */
 

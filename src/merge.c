@@ -56,14 +56,16 @@ static int merge_region(struct pcow_mapping *m, struct unit *u, bool shared, uin
   bool reserve = m->guarded && !m->tmpfs;
   int ret = area_arm_range(m, zero + first, zero + end);
 
-  if (ret == 0 && !shared)
+  if (ret == 0)
+    ret = handover_hold(m, u, first, end);
+  if (ret == 0 && !shared && !has_shared(map_unit_get(m, u->number), first, end))
     return area_fill(m, u->number, first, end);
   if (ret == 0 && reserve)
     ret = u->present && bits_find(u->present, first, end, true) < end
             ? head_reserve_present(h, u, first, end) : 0;
   if (ret == 0)
     ret = head_publish(h, u, first, end, reserve ? HEAD_RESERVE : 0, &counts);
-  if (ret == 0)
+  if (ret == 0 && !m->flush_durable)
     ret = head_settle_unit(h, u);
   if (ret == 0)
     ret = area_join(m, u, first, end);

@@ -263,13 +263,13 @@ static int close_session(struct pcow_image *image)
 
 API int pcow_close(pcow_image *image)
 {
-  int ret = 0;
+  int ret = 0, unmapped;
 
   if (!image)
     return 0;
-  mapping_close_all(image);
+  unmapped = mapping_close_all(image);
   if (image->store)
     ret = close_session(image);
   image_free(image);
-  return ret;
+  return ret ? ret : unmapped;
 }

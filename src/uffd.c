@@ -22,19 +22,23 @@
 #define MADV_POPULATE_READ 22
 #endif
 
-/* PAGEMAP_SCAN (Linux 6.7), under names of our own: headers may or may not have it. */
-struct scan_region {
-  uint64_t start, end, categories;
-};
+/* PAGEMAP_SCAN (Linux 6.7), under names of our own: headers may or may not have it. Its regions are struct
+ * uffd_pages. */
 struct scan_argument {
   uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
   uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
 };
 #define SCAN_IOCTL _IOWR('f', 16, struct scan_argument)
+#define SCAN_WRITTEN (1u << 1)
+#define SCAN_FILE (1u << 2)
+#define SCAN_PRESENT (1u << 3)
+#define SCAN_SWAPPED (1u << 4)
 #define SCAN_ZERO_PAGE (1u << 5)
 #define SCAN_HUGE (1u << 6)
+#define SCAN_WP_MATCHING 1u
 
 #define HUGE_BYTES (2u << 20)
+#define PAGE_SIZE_BYTES 4096u
 
 static int open_descriptor(void)
 {
@@ -135,9 +139,88 @@ void uffd_wake(int fd, void *address, uint64_t length)
   ioctl(fd, UFFDIO_WAKE, &range);
 }
 
+int uffd_scan(int pagemap, uint64_t start, uint64_t end, bool protect, struct uffd_pages *pages, unsigned count,
+              uint64_t *walked)
+{
+  /* Not SCAN_CHECK_WPASYNC: it would fail at memory that is not tracked, after having protected pages that it
+   * does not report. Pages of the file itself, and zeros that were only read, are nobody's stores. */
+  struct scan_argument scan = {
+    .size = sizeof(scan),
+    .flags = protect ? SCAN_WP_MATCHING : 0,
+    .start = start,
+    .end = end,
+    .vec = (uintptr_t)pages,
+    .vec_len = count,
+    .category_inverted = SCAN_FILE | SCAN_ZERO_PAGE,
+    .category_mask = SCAN_FILE | SCAN_ZERO_PAGE | (protect ? SCAN_WRITTEN : 0),
+    .category_anyof_mask = SCAN_PRESENT | SCAN_SWAPPED,
+    .return_mask = SCAN_WRITTEN | SCAN_PRESENT | SCAN_SWAPPED,
+  };
+  int n = ioctl(pagemap, SCAN_IOCTL, &scan);
+
+  if (n < 0)
+    return -errno;
+  *walked = scan.walk_end;
+  return n;
+}
+
+static int cannot_track(const char *path, const char *what)
+{
+  return fail(ENOTSUP, "%s: cannot be mapped flush-durable: this kernel %s; Linux 6.7 or later is needed", path,
+              what);
+}
+
+/* Does a store show, and does it show again once it was seen? */
+static bool probe_tracking(int fd, int pagemap)
+{
+  volatile uint8_t *page = mmap(NULL, PAGE_SIZE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  uint64_t start = (uintptr_t)page, walked;
+  struct uffd_pages found;
+  bool works = false;
+
+  if (page == MAP_FAILED)
+    return false;
+  if (uffd_register(fd, (void *)(uintptr_t)page, PAGE_SIZE_BYTES, UFFD_WP) == 0) {
+    *page = 1;
+    works = uffd_scan(pagemap, start, start + PAGE_SIZE_BYTES, true, &found, 1, &walked) == 1 &&
+            uffd_scan(pagemap, start, start + PAGE_SIZE_BYTES, true, &found, 1, &walked) == 0;
+    *page = 2;
+    works = works && uffd_scan(pagemap, start, start + PAGE_SIZE_BYTES, true, &found, 1, &walked) == 1;
+  }
+  munmap((void *)(uintptr_t)page, PAGE_SIZE_BYTES);
+  return works;
+}
+
+int uffd_open_tracking(const char *path, int *fd, int *pagemap)
+{
+  struct uffdio_api api = {
+    .api = UFFD_API,
+    .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED,
+  };
+
+  /* No fault of the kernel ever waits for this descriptor: no privilege is needed. */
+  *fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+  if (*fd < 0 && errno == ENOSYS)
+    return cannot_track(path, "has no userfaultfd");
+  if (*fd < 0)
+    return fail_errno(errno, "%s: cannot be mapped flush-durable: cannot open a userfaultfd", path);
+  *pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  if (*pagemap < 0) {
+    int error = errno;
+
+    close(*fd);
+    return fail_errno(error, "%s: cannot be mapped flush-durable: cannot open /proc/self/pagemap", path);
+  }
+  if (ioctl(*fd, UFFDIO_API, &api) == 0 && probe_tracking(*fd, *pagemap))
+    return 0;
+  close(*fd);
+  close(*pagemap);
+  return cannot_track(path, "does not tell which pages were written (PAGEMAP_SCAN with UFFD_FEATURE_WP_ASYNC)");
+}
+
 static bool is_huge_zero(uint8_t *address)
 {
-  struct scan_region region = { 0 };
+  struct uffd_pages region = { 0 };
   struct scan_argument scan = {
     .size = sizeof(scan),
     .start = (uintptr_t)address,

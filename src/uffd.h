@@ -18,6 +18,13 @@
 #define UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
 #endif
 
+#ifndef UFFD_FEATURE_WP_ASYNC
+#define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+
 /* Protects memory that has no page yet, too; tells of moved regions. */
 #define UFFD_FEATURES_WRITE (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | \
                              UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
@@ -47,6 +54,23 @@ void uffd_unregister(int fd, void *address, uint64_t length);
 
 /* Who waits in the range tries again. */
 void uffd_wake(int fd, void *address, uint64_t length);
+
+/* ---- Tracking: the kernel notes which pages were written, nobody waits ---- */
+
+/* A descriptor whose protection the kernel lifts by itself at a write; no privilege is needed. Probed: 0
+ * and *FD and *PAGEMAP, which uffd_scan() takes, or -ENOTSUP with a message. */
+int uffd_open_tracking(const char *path, int *fd, int *pagemap);
+
+struct uffd_pages {
+  uint64_t start, end, categories;      /* addresses */
+};
+
+/* Finds pages in [start, end) that the kernel copied from a private mapping, or that anonymous memory has, in
+ * up to COUNT regions. PROTECT: only those written since they were protected last, and protects them again;
+ * memory that is not registered for tracking is passed over. Returns their number, or -errno; *WALKED: how
+ * far it came. On an error pages may have been protected that nobody was told of. */
+int uffd_scan(int pagemap, uint64_t start, uint64_t end, bool protect, struct uffd_pages *pages, unsigned count,
+              uint64_t *walked);
 
 /* Whether reading untouched anonymous memory maps the huge zero page (and not 2 MiB of memory, and not
  * page by page): then MADV_POPULATE_READ before protecting is many times cheaper than markers. */

@@ -262,7 +262,8 @@ static void refused(void)
 
   test_create(path, MIB, 64 * KIB, NULL, 0, NULL);
   image = test_open(path, PCOW_OPEN_RDWR, NULL);
-  GIVES(-ENOTSUP, pcow_map(image, &o, &m));
+  o.durability = PCOW_STORE_DURABLE + 1;
+  GIVES(-EINVAL, pcow_map(image, &o, &m));
   o.durability = PCOW_STORE_DURABLE;
   o.address = (void *)4096;
   GIVES(-EINVAL, pcow_map(image, &o, &m));

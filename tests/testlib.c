@@ -263,7 +263,7 @@ void test_unforce_pmem(char **argv)
   FAIL("cannot run the program again: %s", strerror(errno));
 }
 
-pcow_mapping *test_map(pcow_image *image, struct pcow_map_options *options)
+static pcow_mapping *map_writable(pcow_image *image, struct pcow_map_options *options, uint32_t durability)
 {
   struct pcow_map_options plain = PCOW_INIT(plain);
   pcow_mapping *mapping = NULL;
@@ -271,13 +271,23 @@ pcow_mapping *test_map(pcow_image *image, struct pcow_map_options *options)
 
   if (!options)
     options = &plain;
-  options->durability = PCOW_STORE_DURABLE;
+  options->durability = durability;
   result = pcow_map(image, options, &mapping);
-  if (result == -EPERM)
+  if (result == -EPERM || (result == -ENOTSUP && durability == PCOW_FLUSH_DURABLE))
     test_skip("this machine does not let the test map: %s", pcow_errormsg());
   test_ok(__FILE__, __LINE__, "pcow_map()", result);
   CHECK(mapping, "pcow_map() gave no mapping");
   return mapping;
+}
+
+pcow_mapping *test_map(pcow_image *image, struct pcow_map_options *options)
+{
+  return map_writable(image, options, PCOW_STORE_DURABLE);
+}
+
+pcow_mapping *test_map_flush(pcow_image *image, struct pcow_map_options *options)
+{
+  return map_writable(image, options, PCOW_FLUSH_DURABLE);
 }
 
 pcow_image *test_open(const char *path, uint32_t flags, const char *snapshot)

@@ -76,6 +76,9 @@ void test_unforce_pmem(char **argv);
  * may be NULL; its durability is set here. */
 pcow_mapping *test_map(pcow_image *image, struct pcow_map_options *options);
 
+/* The same, flush-durable: in either persist mode. */
+pcow_mapping *test_map_flush(pcow_image *image, struct pcow_map_options *options);
+
 /* Both follow all bases: what does not is the business of test-untrusted.c. */
 pcow_image *test_open(const char *path, uint32_t flags, const char *snapshot);
 void test_create(const char *path, uint64_t size, uint64_t unit, const char *base,

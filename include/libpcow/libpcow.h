@@ -357,9 +357,10 @@ enum pcow_durability {
 };
 
 enum pcow_thin {
-  PCOW_THIN_GUARDED = 0, /* space is reserved before a page can be written: a full file system is
+  PCOW_THIN_DEFAULT = 0, /* guarded in a store-durable mapping, native in a flush-durable one */
+  PCOW_THIN_GUARDED = 1, /* space is reserved before a page can be written: a full file system is
                             met by the library, not by a store */
-  PCOW_THIN_NATIVE = 1   /* where nothing lies beneath, the file system fills holes at the fault:
+  PCOW_THIN_NATIVE = 2   /* where nothing lies beneath, the file system fills holes at the fault:
                             faster, but a full file system is a SIGBUS */
 };
 
@@ -370,8 +371,7 @@ typedef void (*pcow_nospace_fn)(void *opaque, const char *file, uint64_t offset)
 
 struct pcow_map_options {
   size_t size;
-  uint32_t durability; /* enum pcow_durability; read-only maps do not care. Set it: the default is
-                          flush-durable, which this version refuses with -ENOTSUP */
+  uint32_t durability; /* enum pcow_durability; read-only maps do not care */
   uint32_t thin;       /* enum pcow_thin */
   void *address;       /* NULL: chosen. Else 2 MiB-aligned, and the caller owns (has reserved)
                           [address, address + max(reserve, size)), which is replaced */
@@ -399,8 +399,21 @@ int pcow_map(pcow_image *image, const struct pcow_map_options *options, pcow_map
 void *pcow_mapping_address(const pcow_mapping *mapping);
 uint64_t pcow_mapping_length(const pcow_mapping *mapping); /* the virtual size now */
 
-/* Flushes the CPU caches for a part of a store-durable mapping and fences: the stores are durable. */
+/* Flushes the CPU caches for a part of a store-durable mapping and fences: the stores are durable. On a
+ * flush-durable mapping it is pcow_flush(). */
 int pcow_persist(pcow_mapping *mapping, uint64_t offset, uint64_t length);
+
+/* Stores into the range that ended before the call are durable when it returns 0; other stores may be, too.
+ * For both kinds of mappings; any number of threads may call it at once. On an error nothing is lost: the call
+ * can be repeated (-ENOSPC: after space was made). After an I/O error of the file (-EIO) no later call
+ * succeeds. -EBADF (mapped read-only), -EINVAL (beyond the end). */
+int pcow_flush(pcow_mapping *mapping, uint64_t offset, uint64_t length);
+
+/* Says that the range of a flush-durable mapping was written by somebody whom the kernel's page tables do not
+ * tell of: a device, or a system call on memory that was pinned (O_DIRECT in flight, registered buffers of
+ * io_uring, VFIO). Call it when the transfer has completed, before the flush that is to make it durable; and
+ * no flush, snapshot or discard of the range may run while the transfer does. */
+int pcow_mark_dirty(pcow_mapping *mapping, uint64_t offset, uint64_t length);
 
 /* Space was made: held writers try again. Pages that gave SIGBUS can be written again, too. */
 int pcow_mapping_resume(pcow_mapping *mapping);
@@ -418,11 +431,16 @@ struct pcow_mapping_stats {
   uint64_t vmas;           /* of the whole process, when last counted */
   uint64_t vma_budget;     /* number at which ranges are merged by publishing the gaps */
   uint64_t merges;         /* ranges so merged */
+  uint64_t flushes;        /* of a flush-durable mapping */
+  uint64_t pages_flushed;  /* copied by them to the file */
+  uint64_t pages_handed_over; /* mapped from the file since, so that flushes need not copy them any more */
+  uint64_t scans;          /* of page tables */
 };
 
 int pcow_mapping_get_stats(pcow_mapping *mapping, struct pcow_mapping_stats *stats);
 
-/* Ends the mapping. All stores must have ended. With a caller's address the range is left as an
+/* Ends the mapping. All stores must have ended. A flush-durable one is flushed first: when that fails the
+ * mapping stays, and the error is returned (pcow_close() ends it in any case). With a caller's address the range is left as an
  * inaccessible reservation. NULL: nothing. */
 int pcow_unmap(pcow_mapping *mapping);
 

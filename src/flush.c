@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The flush of a flush-durable map: what was written of async pages is copied into the head, then one settling
+ * makes it present, durably. Stores into pages that are mapped from the slot need nothing but the fence.
+ *
+ * Several threads may flush at once. What a scan took is dirty, and its unit in the set of dirty units,
+ * until it has been copied under the unit's lock: a later flush waits for that lock, and its fence covers the
+ * copy. A copy that fails makes its pages dirty again.
+ */
+#include "mapstate.h"
+
+#include "error.h"
+#include "mapping.h"
+#include "order.h"
+#include "vmabudget.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* Pages of the locked unit are copied to the slot. */
+static int copy_run(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
+{
+  uint64_t page = map_unit_first(m, u->number) + first;
+  int ret = head_write(m->image->head, u, first * PAGE_BYTES, map_address(m, page), (end - first) * PAGE_BYTES);
+
+  if (ret)
+    tracking_mark(m, page, page + (end - first));
+  else
+    m->flushed += end - first;
+  return ret;
+}
+
+/* A page that was flushed before is written again: with its neighbours of which that is true, too, it is mapped
+ * from the slot from now on. */
+static int hand_over(struct pcow_mapping *m, struct unit *u, const struct map_unit *mu, uint64_t page)
+{
+  uint64_t least = page & ~(m->granule - 1), most = MIN(least + m->granule, m->unit_pages);
+  uint64_t first = page, end = page + 1;
+  int ret;
+
+  while (first > least && map_test(mu->async, first - 1) && bits_test(u->present, first - 1))
+    first--;
+  while (end < most && map_test(mu->async, end) && bits_test(u->present, end))
+    end++;
+  ret = handover_hold(m, u, first, end);
+  if (ret)
+    tracking_mark(m, map_unit_first(m, u->number) + page, map_unit_first(m, u->number) + page + 1);
+  return ret;
+}
+
+/* Pages of the locked unit were dirty. */
+static int flush_run(struct pcow_mapping *m, struct unit *u, const struct map_unit *mu, uint64_t first,
+                     uint64_t end)
+{
+  uint64_t zero = map_unit_first(m, u->number);
+  int ret = 0;
+
+  while (ret == 0 && (first = map_find(mu->async, first, end, true)) < end) {
+    uint64_t to = u->present ? bits_find(u->present, first, end, true) : end;
+
+    if (to > first || vmabudget_pressed()) {
+      to = MAX(to, first + 1);
+      ret = copy_run(m, u, first, to);
+      first = to;
+    } else {
+      ret = hand_over(m, u, mu, first);
+      first++;                  /* neighbours that went along are not async any more */
+    }
+  }
+  if (first < end)
+    tracking_mark(m, zero + first, zero + end);
+  return ret;
+}
+
+int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
+{
+  struct map_unit *mu = map_unit_get(m, u->number);
+  uint64_t zero = map_unit_first(m, u->number);
+  g_autofree uint64_t *bits = g_try_malloc0(bits_words(end - first) * 8);
+  int ret = 0;
+
+  if (!bits)
+    return fail(ENOMEM, "%s: no memory to flush %" PRIu64 " pages", m->image->path, end - first);
+  if (!tracking_claim(m, mu, first, end, bits)) {
+    tracking_done(m, mu);
+    return 0;
+  }
+  for (uint64_t at = 0; (at = bits_find(bits, at, end - first, true)) < end - first;) {
+    uint64_t to = bits_find(bits, at, end - first, false);
+
+    if (ret == 0)
+      ret = flush_run(m, u, mu, first + at, first + to);
+    else
+      tracking_mark(m, zero + first + at, zero + first + to);
+    at = to;
+  }
+  tracking_done(m, mu);
+  return ret;
+}
+
+int flush_publish(struct pcow_mapping *m, uint64_t first, uint64_t end)
+{
+  uint64_t unit_end = (end + m->unit_pages - 1) >> m->unit_shift;
+  /* Ordering: F.1 pages are protected and noted as dirty. F.2 they are copied. The other way round a store
+   * between the two would be lost. */
+  int ret = tracking_take(m, first, end);
+
+  for (uint64_t unit = first >> m->unit_shift;
+       ret == 0 && (unit = tracking_next_dirty(m, unit, unit_end)) < unit_end; unit++) {
+    uint64_t zero = map_unit_first(m, unit);
+    struct unit *u = head_lock_unit(m->image->head, unit, &ret);
+
+    if (!u)
+      break;
+    ret = flush_unit(m, u, MAX(first, zero) - zero, MIN(end, zero + m->unit_pages) - zero);
+    head_unlock_unit(m->image->head, u);
+  }
+  return ret;
+}
+
+/* What is in the slots becomes durable: bits of new pages, and stores through shared pages. */
+int flush_settle(struct pcow_mapping *m)
+{
+  struct persist *p = m->image->store->p;
+  int ret = head_settle(m->image->head);
+
+  /* In the other mode the fence was this already. */
+  if (ret == 0 && persist_get_mode(p) == PERSIST_PMEM)
+    ret = ORDERED("F.4", persist_sync(p));
+  return ret;
+}
+
+int flush_all(struct pcow_mapping *m)
+{
+  int ret = flush_publish(m, 0, map_pages(m));
+
+  return ret ? ret : flush_settle(m);
+}
+
+/* [offset, offset + length) of a writable mapping, as pages. */
+static int check_range(struct pcow_mapping *m, uint64_t offset, uint64_t length, uint64_t *first, uint64_t *end)
+{
+  if (offset > m->size || length > m->size - offset)
+    return fail(EINVAL, "%s: %" PRIu64 " bytes at offset %" PRIu64 " are beyond the end of the mapping",
+                m->image->path, length, offset);
+  if (!m->writable)
+    return fail(EBADF, "%s: is mapped read-only: there is nothing to flush", m->image->path);
+  *first = offset >> PAGE_SHIFT;
+  *end = (offset + length + PAGE_BYTES - 1) >> PAGE_SHIFT;
+  return 0;
+}
+
+API int pcow_flush(pcow_mapping *mapping, uint64_t offset, uint64_t length)
+{
+  struct pcow_mapping *m = mapping;
+  uint64_t first, end;
+  int ret = check_range(m, offset, length, &first, &end);
+
+  if (ret || !length)
+    return ret;
+  if (!m->flush_durable)
+    return pcow_persist(m, offset, length);
+  pthread_rwlock_rdlock(&m->image->lock);
+  ret = store_check(m->image->store);
+  if (ret == 0)
+    ret = flush_publish(m, first, end);
+  if (ret == 0)
+    ret = flush_settle(m);
+  if (ret == 0)
+    m->flushes++;
+  pthread_rwlock_unlock(&m->image->lock);
+  return ret;
+}
+
+API int pcow_mark_dirty(pcow_mapping *mapping, uint64_t offset, uint64_t length)
+{
+  struct pcow_mapping *m = mapping;
+  uint64_t first, end;
+  int ret = check_range(m, offset, length, &first, &end);
+
+  if (ret || !length || !m->flush_durable)
+    return ret;
+  tracking_mark(m, first, end);
+  return 0;
+}
+
+/* ---- What the rest of the library asks for ---- */
+
+int mapping_publish(struct pcow_image *image, uint64_t first, uint64_t end)
+{
+  struct pcow_mapping *m = image->map;
+
+  if (!m || !m->flush_durable)
+    return 0;
+  return flush_publish(m, first, MIN(end, map_pages(m)));
+}
+
+int mapping_sync(struct pcow_image *image)
+{
+  return image->map && image->map->flush_durable ? flush_all(image->map) : head_settle(image->head);
+}
+
+bool mapping_settles(const struct pcow_image *image) { return image->map && !image->map->flush_durable; }
+
+int mapping_overlay(struct pcow_image *image, struct unit *u, uint64_t offset, void *buffer, uint64_t length)
+{
+  struct pcow_mapping *m = image->map;
+  struct map_unit *mu = m && m->flush_durable ? map_unit_get(m, u->number) : NULL;
+  uint64_t first = offset >> PAGE_SHIFT, end = (offset + length + PAGE_BYTES - 1) >> PAGE_SHIFT;
+  g_autofree uint64_t *bits = NULL;
+  int ret;
+
+  if (!mu || map_find(mu->async, first, end, true) == end)
+    return 0;
+  bits = g_try_malloc0(bits_words(end - first) * 8);
+  if (!bits)
+    return fail(ENOMEM, "%s: no memory to read %" PRIu64 " pages", image->path, end - first);
+  ret = tracking_copied(m, u->number, first, end, bits);
+  for (uint64_t at = first; ret == 0 && at < end; at++) {
+    uint64_t from = MAX(offset, at * PAGE_BYTES), to = MIN(offset + length, (at + 1) * PAGE_BYTES);
+
+    if (bits_test(bits, at - first) && map_test(mu->async, at))
+      memcpy((uint8_t *)buffer + (from - offset),
+             m->base + u->number * m->unit_pages * PAGE_BYTES + from, to - from);
+  }
+  return ret;
+}
+
+int mapping_hold(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end)
+{
+  return image->map ? handover_hold(image->map, u, first, end) : 0;
+}
+
+bool mapping_tracks(struct pcow_image *image, uint64_t unit)
+{
+  struct pcow_mapping *m = image->map;
+  struct map_unit *mu = m && unit < m->unit_count ? g_atomic_pointer_get(&m->units[unit]) : NULL;
+
+  return mu && map_find(mu->async, 0, m->unit_pages, true) < m->unit_pages;
+}
+
+int mapping_hold_unit(struct pcow_image *image, uint64_t unit)
+{
+  int ret;
+  struct unit *u = head_lock_unit(image->head, unit, &ret);
+
+  if (!u)
+    return ret;
+  ret = handover_hold(image->map, u, 0, head_unit_pages(image->head, unit));
+  head_unlock_unit(image->head, u);
+  return ret;
+}

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Which pages of a flush-durable map were written. Lower pages are private mappings whose write protection
+ * the kernel lifts by itself; a scan finds the pages that it copied since they were protected last, and
+ * protects them again. A page that a scan took is dirty until its content is in the head: so a store is in
+ * what the scan's caller copies afterwards, or is found by the next scan.
+ *
+ * Pages that were never copied are not protected, which would fill page tables: they are told from
+ * copied ones by being the file's.
+ */
+#include "mapstate.h"
+
+#include "error.h"
+#include "order.h"
+#include "uffd.h"
+
+#include <inttypes.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define FOUND_MOST 1024u
+
+static gint compare_keys(gconstpointer a, gconstpointer b)
+{
+  return GPOINTER_TO_SIZE(a) < GPOINTER_TO_SIZE(b) ? -1 : GPOINTER_TO_SIZE(a) > GPOINTER_TO_SIZE(b);
+}
+
+int tracking_start(struct pcow_mapping *m)
+{
+  int ret = uffd_open_tracking(m->image->path, &m->track_fd, &m->pagemap_fd);
+
+  if (ret) {
+    m->track_fd = m->pagemap_fd = -1;
+    return ret;
+  }
+  m->async_units = g_tree_new(compare_keys);
+  m->dirty_units = g_tree_new(compare_keys);
+  m->found = g_new(struct uffd_pages, FOUND_MOST);
+  return 0;
+}
+
+void tracking_stop(struct pcow_mapping *m)
+{
+  if (m->track_fd < 0)
+    return;
+  close(m->track_fd);
+  close(m->pagemap_fd);
+  g_tree_unref(m->async_units);
+  g_tree_unref(m->dirty_units);
+  g_free(m->found);
+}
+
+int tracking_register(struct pcow_mapping *m, uint64_t page, uint64_t count)
+{
+  /* In huge pages of a file the scan would miss copies. */
+  madvise(map_address(m, page), count * PAGE_BYTES, MADV_NOHUGEPAGE);
+  return uffd_register(m->track_fd, map_address(m, page), count * PAGE_BYTES, UFFD_WP);
+}
+
+static void insert(GTree *units, uint64_t unit) { g_tree_insert(units, GSIZE_TO_POINTER(unit + 1), units); }
+
+/* The first unit from UNIT to END in the set, or END. */
+static uint64_t next_in(GTree *units, uint64_t unit, uint64_t end)
+{
+  GTreeNode *node = unit < end ? g_tree_lower_bound(units, GSIZE_TO_POINTER(unit + 1)) : NULL;
+
+  return node ? MIN(end, GPOINTER_TO_SIZE(g_tree_node_key(node)) - 1) : end;
+}
+
+void tracking_note(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end)
+{
+  struct map_unit *mu = map_unit_get(m, unit);
+
+  g_mutex_lock(&m->track_lock);
+  map_unit_set(m, &mu->async, first, end);
+  insert(m->async_units, unit);
+  g_mutex_unlock(&m->track_lock);
+}
+
+void tracking_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end)
+{
+  if (!mu->async)
+    return;
+  g_mutex_lock(&m->track_lock);
+  bits_clear(mu->async, first, end);
+  if (mu->dirty)
+    bits_clear(mu->dirty, first, end);
+  if (bits_find(mu->async, 0, m->unit_pages, true) == m->unit_pages)
+    g_tree_remove(m->async_units, GSIZE_TO_POINTER(mu->number + 1));
+  g_mutex_unlock(&m->track_lock);
+}
+
+void tracking_lose(struct pcow_mapping *m)
+{
+  g_mutex_lock(&m->track_lock);
+  m->scan_failed = true;
+  g_mutex_unlock(&m->track_lock);
+}
+
+/* Async ones of pages [first, end) of the mapping become dirty. track_lock is held. */
+static void mark(struct pcow_mapping *m, uint64_t first, uint64_t end)
+{
+  for (uint64_t to; first < end; first = to) {
+    uint64_t unit = first >> m->unit_shift, zero = map_unit_first(m, unit);
+    struct map_unit *mu = g_atomic_pointer_get(&m->units[unit]);
+    bool some = false;
+
+    to = MIN(end, zero + m->unit_pages);
+    if (!mu || !mu->async)
+      continue;
+    if (!mu->dirty)
+      mu->dirty = g_malloc0(bits_words(m->unit_pages) * 8);
+    for (uint64_t w = (first - zero) / 64; w <= (to - zero - 1) / 64; w++) {
+      uint64_t bits = mu->async[w] & bits_word_mask(w, first - zero, to - zero);
+
+      mu->dirty[w] |= bits;
+      some |= bits != 0;
+    }
+    if (some)
+      insert(m->dirty_units, unit);
+  }
+}
+
+void tracking_mark(struct pcow_mapping *m, uint64_t first, uint64_t end)
+{
+  g_mutex_lock(&m->track_lock);
+  mark(m, first, end);
+  g_mutex_unlock(&m->track_lock);
+}
+
+/* Finds pages [first, end) of the mapping, and tells FN. */
+static int scan(struct pcow_mapping *m, uint64_t first, uint64_t end, bool protect, struct uffd_pages *found,
+                unsigned most, void (*fn)(struct pcow_mapping *m, uint64_t first, uint64_t end, void *opaque),
+                void *opaque)
+{
+  uint64_t base = (uintptr_t)m->base;
+  uint64_t at = base + first * PAGE_BYTES, stop = base + end * PAGE_BYTES;
+
+  /* It returns early also while there is room for more. */
+  while (at < stop) {
+    uint64_t walked = at;
+    int n = uffd_scan(m->pagemap_fd, at, stop, protect, found, most, &walked);
+
+    if (n == -EINTR || n == -EAGAIN)
+      n = 0;
+    if (n < 0)
+      return n;
+    for (int i = 0; i < n; i++)
+      fn(m, (found[i].start - base) >> PAGE_SHIFT, (found[i].end - base) >> PAGE_SHIFT, opaque);
+    m->scans++;
+    at = walked;
+  }
+  return 0;
+}
+
+static void mark_found(struct pcow_mapping *m, uint64_t first, uint64_t end, void *opaque)
+{
+  (void)opaque;
+  mark(m, first, end);
+}
+
+/* Pages of units with async pages, neighbours at once. track_lock is held. */
+static int scan_units(struct pcow_mapping *m, uint64_t first, uint64_t end, bool protect)
+{
+  uint64_t unit_end = (end + m->unit_pages - 1) >> m->unit_shift;
+  uint64_t unit = next_in(m->async_units, first >> m->unit_shift, unit_end);
+  int ret = 0;
+
+  while (ret == 0 && unit < unit_end) {
+    uint64_t to = unit + 1;
+
+    while (to < unit_end && next_in(m->async_units, to, unit_end) == to)
+      to++;
+    ret = scan(m, MAX(first, map_unit_first(m, unit)), MIN(end, map_unit_first(m, to)), protect, m->found,
+               FOUND_MOST, mark_found, NULL);
+    unit = next_in(m->async_units, to, unit_end);
+  }
+  return ret;
+}
+
+int tracking_take(struct pcow_mapping *m, uint64_t first, uint64_t end)
+{
+  int ret = 0;
+
+  g_mutex_lock(&m->track_lock);
+  if (!m->scan_failed)
+    ret = scan_units(m, first, end, true);
+  if (ret)
+    m->scan_failed = true;      /* it may have protected what it did not tell */
+  if (m->scan_failed) {
+    ret = scan_units(m, 0, map_pages(m), false);
+    if (ret == 0)
+      m->scan_failed = false;
+  }
+  g_mutex_unlock(&m->track_lock);
+  return ret ? fail_errno(-ret, "%s: cannot find out which pages of the mapping were written", m->image->path)
+             : 0;
+}
+
+uint64_t tracking_next_dirty(struct pcow_mapping *m, uint64_t unit, uint64_t end)
+{
+  uint64_t next;
+
+  g_mutex_lock(&m->track_lock);
+  next = next_in(m->dirty_units, unit, end);
+  g_mutex_unlock(&m->track_lock);
+  return next;
+}
+
+bool tracking_claim(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end, uint64_t *bits)
+{
+  bool some = false;
+
+  g_mutex_lock(&m->track_lock);
+  for (uint64_t at = first; (at = map_find(mu->dirty, at, end, true)) < end;) {
+    uint64_t to = map_find(mu->dirty, at, end, false);
+
+    bits_set(bits, at - first, to - first);
+    bits_clear(mu->dirty, at, to);
+    some = true;
+    at = to;
+  }
+  g_mutex_unlock(&m->track_lock);
+  return some;
+}
+
+void tracking_done(struct pcow_mapping *m, struct map_unit *mu)
+{
+  g_mutex_lock(&m->track_lock);
+  if (map_find(mu->dirty, 0, m->unit_pages, true) == m->unit_pages)
+    g_tree_remove(m->dirty_units, GSIZE_TO_POINTER(mu->number + 1));
+  g_mutex_unlock(&m->track_lock);
+}
+
+struct copied {
+  uint64_t first;               /* of the mapping */
+  uint64_t *bits;
+};
+
+static void note_copied(struct pcow_mapping *m, uint64_t first, uint64_t end, void *opaque)
+{
+  struct copied *c = opaque;
+
+  (void)m;
+  bits_set(c->bits, first - c->first, end - c->first);
+}
+
+int tracking_copied(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end, uint64_t *bits)
+{
+  uint64_t zero = map_unit_first(m, unit);
+  struct copied c = { zero + first, bits };
+  struct uffd_pages found[16];
+  int ret = scan(m, zero + first, zero + end, false, found, G_N_ELEMENTS(found), note_copied, &c);
+
+  return ret ? fail_errno(-ret, "%s: cannot find out which pages of the mapping were written", m->image->path)
+             : 0;
+}
