@@ -31,7 +31,13 @@ struct map_unit *map_unit_get(struct pcow_mapping *m, uint64_t unit)
   if (!mu) {
     mu = g_new0(struct map_unit, 1);
     mu->number = unit;
-    g_atomic_pointer_set(&m->units[unit], mu);
+    if (m->all_async)
+      map_unit_set(m, &mu->async, 0, m->unit_pages);
+    if (!g_atomic_pointer_compare_and_exchange(&m->units[unit], NULL, mu)) {
+      g_free(mu->async);
+      g_free(mu);
+      mu = g_atomic_pointer_get(&m->units[unit]);
+    }
   }
   return mu;
 }
@@ -158,7 +164,7 @@ int area_zero(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t en
 
   if (!side)
     return failed(m, errno, "map", page, length);
-  ret = area_arm_memory(m, side, length);
+  ret = m->all_async ? tracking_register(m, side, length) : area_arm_memory(m, side, length);
   if (ret) {
     munmap(side, length);
     return failed(m, -ret, "protect", page, length);
@@ -167,6 +173,34 @@ int area_zero(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t en
   if (ret)
     return ret;
   area_forget(m, mu, first, end);
+  if (m->all_async)
+    tracking_note(m, unit, first, end);
+  area_note(m, mu, first, end, false, false);
+  return 0;
+}
+
+int area_track(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
+{
+  uint64_t page = map_unit_first(m, u->number) + first, length = (end - first) * PAGE_BYTES;
+  struct map_unit *mu = map_unit_get(m, u->number);
+  uint8_t *side = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, m->image->store->fd,
+                       (off_t)head_page_offset(m->image->head, u, first));
+  int ret;
+
+  if (side == MAP_FAILED)
+    return failed(m, errno, "map", page, length);
+  madvise(side, length, MADV_DONTFORK);
+  ret = tracking_register(m, side, length);
+  if (ret) {
+    munmap(side, length);
+    return failed(m, -ret, "register", page, length);
+  }
+  /* Until here what is stored reaches the file, and so the side. */
+  ret = side_move(m, side, page, length);
+  if (ret)
+    return ret;
+  area_forget(m, mu, first, end);
+  tracking_note(m, u->number, first, end);
   area_note(m, mu, first, end, false, false);
   return 0;
 }
@@ -277,7 +311,7 @@ int area_join(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t e
 {
   uint64_t page = map_unit_first(m, u->number) + first, length = (end - first) * PAGE_BYTES;
   struct map_unit *mu = map_unit_get(m, u->number);
-  bool dense = m->guarded && m->tmpfs;
+  bool dense = m->dense_holes;
   off_t offset = (off_t)head_page_offset(m->image->head, u, first);
   uint8_t *side;
   int ret;

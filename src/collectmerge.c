@@ -361,7 +361,7 @@ int merge_visit(struct pcow_image *image, struct merge *m, GArray *chain)
   /* Stores that nobody knows of yet may need a slot of the head: another chain. */
   if (is_mapped(image, m) && mapping_tracks(image, from->unit)) {
     ret = mapping_hold_unit(image, from->unit);
-    return ret ? ret : VISIT_AGAIN;
+    return ret == -EBUSY ? VISIT_LATER : ret ? ret : VISIT_AGAIN;
   }
 
   up = bits_count(m->move_bits, 0, visible);

@@ -420,7 +420,7 @@ static void *handler_main(void *argument)
   }
 }
 
-static int start_thread(struct pcow_mapping *m, pthread_t *thread, void *(*run)(void *), const char *name)
+int fault_thread(struct pcow_mapping *m, pthread_t *thread, void *(*run)(void *), const char *name)
 {
   pthread_attr_t attr;
   sigset_t all, before;
@@ -458,10 +458,10 @@ int fault_start(struct pcow_mapping *m)
   ret = uffd_register(m->uffd, m->stop_page, PAGE_BYTES, UFFD_MISSING);
   if (ret)
     return fail_errno(-ret, "%s: cannot register a page", m->image->path);
-  ret = start_thread(m, &m->worker, worker_main, "pcow-worker");
+  ret = fault_thread(m, &m->worker, worker_main, "pcow-worker");
   if (ret)
     return ret;
-  ret = start_thread(m, &m->handler, handler_main, "pcow-faults");
+  ret = fault_thread(m, &m->handler, handler_main, "pcow-faults");
   if (ret) {
     g_mutex_lock(&m->lock);
     m->stopping = true;

@@ -16,6 +16,11 @@
 
 #include <inttypes.h>
 #include <string.h>
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 /* Pages of the locked unit are copied to the slot. */
 static int copy_run(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
@@ -58,7 +63,7 @@ static int flush_run(struct pcow_mapping *m, struct unit *u, const struct map_un
   while (ret == 0 && (first = map_find(mu->async, first, end, true)) < end) {
     uint64_t to = u->present ? bits_find(u->present, first, end, true) : end;
 
-    if (to > first || vmabudget_pressed()) {
+    if (to > first || m->all_async || vmabudget_pressed()) {
       to = MAX(to, first + 1);
       ret = copy_run(m, u, first, to);
       first = to;
@@ -231,11 +236,45 @@ int mapping_hold(struct pcow_image *image, struct unit *u, uint64_t first, uint6
   return image->map ? handover_hold(image->map, u, first, end) : 0;
 }
 
+/* Nobody can be made to wait: bytes for async pages go through the map, like a store. */
+int mapping_store(struct pcow_image *image, struct unit *u, uint64_t offset, const void *buffer, uint64_t length)
+{
+  struct pcow_mapping *m = image->map;
+  struct map_unit *mu = map_unit_get(m, u->number);
+  uint64_t page = offset >> PAGE_SHIFT, end = (offset + length + PAGE_BYTES - 1) >> PAGE_SHIFT;
+  const uint8_t *from = buffer;
+  int ret = 0;
+
+  while (ret == 0 && page < end) {
+    bool async = map_test(mu->async, page);
+    uint64_t to = map_find(mu->async, page, end, !async), zero = map_unit_first(m, u->number);
+    uint64_t n = MIN(offset + length, to * PAGE_BYTES) - offset;
+
+    if (!async) {
+      ret = head_write(image->head, u, offset, from, n);
+    } else if (madvise(map_address(m, zero + page), (to - page) * PAGE_BYTES, MADV_POPULATE_WRITE)) {
+      ret = fail_errno(errno, "%s: cannot write %" PRIu64 " bytes through the mapping", image->path, n);
+    } else {
+      memcpy(map_address(m, zero) + offset, from, n);
+      tracking_mark(m, zero + page, zero + to);
+      ret = flush_unit(m, u, page, to);
+    }
+    offset += n;
+    from += n;
+    page = to;
+  }
+  return ret;
+}
+
+bool mapping_stores(const struct pcow_image *image) { return image->map && image->map->all_async; }
+
 bool mapping_tracks(struct pcow_image *image, uint64_t unit)
 {
   struct pcow_mapping *m = image->map;
   struct map_unit *mu = m && unit < m->unit_count ? g_atomic_pointer_get(&m->units[unit]) : NULL;
 
+  if (m && m->all_async)
+    return true;
   return mu && map_find(mu->async, 0, m->unit_pages, true) < m->unit_pages;
 }
 

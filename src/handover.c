@@ -73,7 +73,7 @@ static int give_back(struct pcow_mapping *m, struct map_unit *mu, uint64_t first
   int ret;
 
   uffd_unregister(m->uffd, map_address(m, page), (end - first) * PAGE_BYTES);
-  ret = tracking_register(m, page, end - first);
+  ret = tracking_register(m, map_address(m, page), (end - first) * PAGE_BYTES);
   if (ret) {
     /* Nobody would tell of stores any more: whatever is copied is to be copied again and again. */
     tracking_note(m, mu->number, first, end);
@@ -284,6 +284,9 @@ int handover_hold(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64
   struct map_unit *mu = map_unit_get(m, u->number);
   int ret = 0;
 
+  if (m->all_async && map_find(mu->async, first, end, true) < end)
+    return fail(EBUSY, "%s: pages of the mapping cannot be moved: userfaultfd, which would hold who writes to "
+                "them, is not permitted", m->image->path);
   while (ret == 0 && (first = map_find(mu->async, first, end, true)) < end) {
     uint64_t to = map_find(mu->async, first, end, false);
 

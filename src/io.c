@@ -74,6 +74,13 @@ static int change_unit(struct pcow_image *image, const struct piece *piece, stru
   uint64_t end = (offset + length + PAGE_BYTES - 1) >> PAGE_SHIFT;
   int ret = 0;
 
+  if (piece->kind != ZERO && mapping_stores(image)) {
+    g_autofree uint8_t *zeros = piece->kind == WRITE ? NULL : g_try_malloc0(length);
+
+    if (piece->kind == WRITE || zeros)
+      return mapping_store(image, u, offset, zeros ? zeros : piece->buffer, length);
+    return fail(ENOMEM, "%s: no memory for zeros", image->path);
+  }
   if (piece->kind != ZERO)
     ret = mapping_hold(image, u, first, end);
   if (ret == 0 && piece->kind == WRITE) {

@@ -55,7 +55,7 @@ static struct pcow_mapping *mapping_new(pcow_image *image, bool writable, const 
   m->flush_durable = writable && o->durability == PCOW_FLUSH_DURABLE;
   m->guarded = o->thin == PCOW_THIN_GUARDED || (o->thin == PCOW_THIN_DEFAULT && !m->flush_durable);
   m->own_address = !o->address;
-  m->uffd = m->void_fd = m->track_fd = m->pagemap_fd = m->pipe[0] = m->pipe[1] = -1;
+  m->uffd = m->void_fd = m->stop_fd = m->track_fd = m->pagemap_fd = m->pipe[0] = m->pipe[1] = -1;
   m->size = image_size(image);
   m->reserve = MAX(o->reserve, m->size);
   m->reserve = (m->reserve + PAGE_BYTES - 1) & ~(uint64_t)(PAGE_BYTES - 1);
@@ -159,15 +159,18 @@ static int prepare_writing(struct pcow_mapping *m)
     ret = head_settle(m->image->head);
   if (ret)
     return ret;
+  m->uffd = uffd_open(UFFD_FEATURES_WRITE, m->image->path);
+  m->all_async = m->flush_durable && m->uffd == -EPERM;
+  if (m->uffd < 0 && !m->all_async)
+    return m->uffd;
+  m->uffd = MAX(m->uffd, -1);
   if (m->flush_durable)
     ret = tracking_start(m);
   if (ret)
     return ret;
-  m->uffd = uffd_open(UFFD_FEATURES_WRITE, m->image->path);
-  if (m->uffd < 0)
-    return m->uffd;
   m->huge_zero = uffd_probe_huge_zero();
   m->tmpfs = persist_is_tmpfs(st->fd);
+  m->dense_holes = m->guarded && m->tmpfs && !m->all_async;
   m->shared_flags = MAP_SHARED;
   probe = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED_VALIDATE | MAP_SYNC, st->fd, 0);
   if (probe != MAP_FAILED) {

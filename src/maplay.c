@@ -66,10 +66,25 @@ static int arm_pending(struct laying *p)
 
 static int track_pending(struct laying *p)
 {
-  int ret = p->track_from < p->track_to ? tracking_register(p->m, p->track_from, p->track_to - p->track_from) : 0;
+  int ret = 0;
+
+  if (p->track_from < p->track_to)
+    ret = tracking_register(p->m, map_address(p->m, p->track_from), (p->track_to - p->track_from) * PAGE_BYTES);
 
   p->track_from = p->track_to = 0;
   return ret ? cannot_track(p->m, ret) : 0;
+}
+
+static int track(struct laying *p, const struct segment *s)
+{
+  int ret = 0;
+
+  if (p->track_to != s->page) {
+    ret = track_pending(p);
+    p->track_from = s->page;
+  }
+  p->track_to = s->page + s->count;
+  return ret;
 }
 
 /* Lower pages of which the kernel makes the copies. */
@@ -78,12 +93,7 @@ static int lay_async(struct laying *p, const struct segment *s)
   int ret = place_file(p->m, s);
 
   p->m->lower_tmpfs |= s->layer->tmpfs;
-  if (ret == 0 && p->track_to != s->page) {
-    ret = track_pending(p);
-    p->track_from = s->page;
-  }
-  p->track_to = s->page + s->count;
-  return ret;
+  return ret ? ret : track(p, s);
 }
 
 static int make_lazy(struct pcow_mapping *m, const struct segment *s)
@@ -111,6 +121,8 @@ static int lay_zero(struct laying *p, const struct segment *s)
 
   if (ret || !m->writable)
     return ret;
+  if (m->all_async)
+    return track(p, s);
   if (length > m->eager_left && length >= LAZY_LEAST_BYTES)
     return make_lazy(m, s);
   m->eager_left -= MIN(m->eager_left, length);
@@ -174,14 +186,16 @@ static void note(struct pcow_mapping *m, const struct segment *s)
       continue;
     }
     mu = map_unit_get(m, unit);
-    if (s->kind == SEGMENT_SHARED && m->writable)
+    if (s->kind == SEGMENT_SHARED && m->writable) {
       map_unit_set(m, &mu->writable, at - zero, to - zero);
-    else if (s->kind == SEGMENT_FILL && m->uffd >= 0)
+      tracking_forget(m, mu, at - zero, to - zero);
+    } else if (s->kind == SEGMENT_FILL && m->uffd >= 0) {
       map_unit_set(m, &mu->fill, at - zero, to - zero);
-    else if (s->kind == SEGMENT_DENSE)
+    } else if (s->kind == SEGMENT_DENSE) {
       map_unit_set(m, &mu->dense, at - zero, to - zero);
-    else if (s->kind == SEGMENT_PRIVATE && m->flush_durable)
+    } else if (s->kind == SEGMENT_PRIVATE && m->flush_durable) {
       tracking_note(m, unit, at - zero, to - zero);
+    }
     if (m->writable && at == s->page)
       map_unit_set(m, &mu->edges, at - zero, at - zero + 1);
     at = to;

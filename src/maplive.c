@@ -140,6 +140,16 @@ void mapping_undo_discard(struct pcow_image *image, struct unit *u, uint64_t fir
   if (!m)
     return;
   zero = map_unit_first(m, u->number);
+  /* What was shared is zeros now, and can be written to. */
+  for (uint64_t at = first; m->all_async && u->present && (at = bits_find(u->present, at, end, true)) < end;) {
+    uint64_t to = bits_find(u->present, at, end, false);
+
+    if (area_share(m, u, at, to))
+      log_message(PCOW_LOG_ERROR, "after a discard that failed: %s", error_message());
+    at = to;
+  }
+  if (m->all_async)
+    return;
   for (uint64_t to; first < end; first = to) {
     const struct map_unit *mu = map_unit_get(m, u->number);
 
@@ -195,7 +205,7 @@ static int cut_in_place(struct pcow_mapping *m, struct unit *u, struct map_unit 
   while ((first = bits_find(mu->writable, first, end, true)) < end) {
     uint64_t to = bits_find(mu->writable, first, end, false);
 
-    if (ret == 0)
+    if (ret == 0 && !m->flush_durable)   /* there all of it is synced */
       ret = ORDERED("live S.2", area_write_back(m, u, first, to));
     bits_clear(mu->writable, first, to);
     first = to;
@@ -211,7 +221,7 @@ static int cut_away(struct pcow_mapping *m, struct unit *u, const uint64_t *stor
 
   if (ret == 0)
     ret = area_fill(m, u->number, first, end);
-  while (ret == 0 && (first = bits_find(stored, first, end, true)) < end) {
+  while (ret == 0 && !m->flush_durable && (first = bits_find(stored, first, end, true)) < end) {
     uint64_t to = bits_find(stored, first, end, false);
 
     ret = ORDERED("moved S.2", persist_writeback(m->image->store->p, head_page_offset(m->image->head, u, first),
@@ -248,6 +258,14 @@ static int cut_unit(struct pcow_mapping *m, struct unit *u, struct map_unit *mu)
   while (!bits_test(stored, end - 1))
     end--;
 
+  for (uint64_t at = first; m->all_async && ret == 0 && (at = bits_find(stored, at, end, true)) < end;) {
+    uint64_t to = bits_find(stored, at, end, false);
+
+    ret = area_track(m, u, at, to);
+    at = to;
+  }
+  if (m->all_async)
+    return ret;
   /* Many pieces: all that lies between is taken with them, where it may be. Async pages may not: they have
    * stores that came after what was published of them. */
   whole = count_runs(stored, pages) > PIECES_MOST && map_find(mu->async, first, end, true) == end;

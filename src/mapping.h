@@ -26,12 +26,16 @@ bool mapping_settles(const struct pcow_image *image);
  * flush-durable map since. */
 int mapping_overlay(struct pcow_image *image, struct unit *u, uint64_t offset, void *buffer, uint64_t length);
 
+/* Whether the library's own writes must go through the map as well, and writes a part of the locked unit so. */
+bool mapping_stores(const struct pcow_image *image);
+int mapping_store(struct pcow_image *image, struct unit *u, uint64_t offset, const void *buffer, uint64_t length);
+
 /* The unit is locked and pages [first, end) are about to be written otherwise than through the map: what was
  * stored to them becomes the head's, and further stores wait. */
 int mapping_hold(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end);
 
 /* The image is locked for writing. Whether stores reach pages of the unit that nobody knows of; and the end of
- * that. What is pending of the unit changes. */
+ * that. What is pending of the unit changes. -EBUSY: while it is mapped that is not possible. */
 bool mapping_tracks(struct pcow_image *image, uint64_t unit);
 int mapping_hold_unit(struct pcow_image *image, uint64_t unit);
 

@@ -145,7 +145,7 @@ static int join_unit(struct pcow_mapping *m, struct unit *u, uint64_t pages, GAr
 {
   struct head *h = m->image->head;
   struct head_counts counts = { 0, 0 };
-  bool reserve = m->guarded && !m->tmpfs;
+  bool reserve = m->guarded && !m->dense_holes;
   int ret = head_publish(h, u, 0, pages, reserve ? HEAD_RESERVE : 0, &counts);
 
   if (ret == 0 && reserve)
@@ -156,7 +156,7 @@ static int join_unit(struct pcow_mapping *m, struct unit *u, uint64_t pages, GAr
   m->reserved += counts.reserved;
   m->merges++;
   add(segments, map_unit_first(m, u->number), pages,
-      m->guarded && m->tmpfs ? SEGMENT_DENSE : SEGMENT_SHARED, NULL,
+      m->dense_holes ? SEGMENT_DENSE : SEGMENT_SHARED, NULL,
       ret ? 0 : head_page_offset(h, u, 0));
   return ret;
 }
@@ -184,7 +184,7 @@ static void choose_groups(struct plan *p)
   for (unsigned i = 0; i < p->costs->len; i++) {
     const struct unit_cost *cost = &g_array_index(p->costs, struct unit_cost, i);
     gpointer group = GSIZE_TO_POINTER(cost->unit / most + 1);
-    bool join = cost->shared || GPOINTER_TO_UINT(g_hash_table_lookup(p->groups, group)) == POLICY_JOIN;
+    bool join = cost->shared || p->m->all_async || GPOINTER_TO_UINT(g_hash_table_lookup(p->groups, group)) == POLICY_JOIN;
 
     g_hash_table_insert(p->groups, group, GUINT_TO_POINTER(join ? POLICY_JOIN : POLICY_FILL));
   }
@@ -197,7 +197,8 @@ static void choose(struct plan *p)
   int64_t room = (int64_t)p->room, need = (int64_t)(p->segments->len + p->counted);
 
   qsort(costs, p->costs->len, sizeof(*costs), by_pieces);
-  for (unsigned i = 0; need > room && i < p->costs->len; i++) {
+  /* Filling needs events. */
+  for (unsigned i = 0; need > room && !p->m->all_async && i < p->costs->len; i++) {
     uint32_t left = 2 * costs[i].shared + 1;
 
     if (costs[i].pieces > left + left / 2) {

@@ -73,6 +73,8 @@ struct pcow_mapping {
   struct pcow_image *image;
   bool writable;
   bool flush_durable;
+  bool all_async;               /* userfaultfd may make nobody wait: all that is not shared is async */
+  bool dense_holes;             /* shared pages without a block raise events, where there may be some */
   bool guarded;                 /* pages get space before they can be stored to */
   bool tmpfs;                   /* the head's file is on tmpfs: its shared pages can be protected */
   bool own_address;             /* the range was reserved by the library */
@@ -117,6 +119,8 @@ struct pcow_mapping {
 
   int track_fd;                 /* userfaultfd for async pages; -1: none */
   int pagemap_fd;
+  int stop_fd;                  /* all_async: ends the thread that reads of moved regions */
+  pthread_t tracker;
   GMutex track_lock;            /* scans, and what is dirty; innermost */
   GTree *async_units;           /* set of number + 1: has async pages */
   GTree *dirty_units;           /* set of number + 1: has, or had when a flush began to copy, dirty pages */
@@ -182,6 +186,8 @@ int area_write_back(struct pcow_mapping *m, struct unit *u, uint64_t first, uint
 /* The following move a region over running writers: not on the handler thread. */
 int area_zero(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end);
 int area_fill(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end);
+/* All pages are present, and the slot is about to be frozen: they are async ones of it. */
+int area_track(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
 /* All pages are present. One VMA; -ENOTSUP never. */
 int area_join(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
 
@@ -232,6 +238,8 @@ int lay_end(struct laying *l);
 
 int fault_start(struct pcow_mapping *m);
 void fault_stop(struct pcow_mapping *m);
+/* A thread that takes no signals of the program. */
+int fault_thread(struct pcow_mapping *m, pthread_t *thread, void *(*run)(void *), const char *name);
 
 /* ---- window.c: sequences ---- */
 
@@ -257,9 +265,9 @@ int filling_bytes(struct pcow_mapping *m, struct unit *u, uint64_t unit, uint64_
 int tracking_start(struct pcow_mapping *m);
 void tracking_stop(struct pcow_mapping *m);
 
-/* Memory of the range that nobody stores to yet, or of which all copied pages are to count as written, is
+/* Memory that nobody stores to yet, or of which all copied pages are to count as written, is
  * tracked from now on. -errno. */
-int tracking_register(struct pcow_mapping *m, uint64_t page, uint64_t count);
+int tracking_register(struct pcow_mapping *m, uint8_t *address, uint64_t length);
 /* Pages of the unit are async now, or are not any more. The unit is locked. */
 void tracking_note(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end);
 void tracking_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end);

@@ -27,7 +27,7 @@ static bool same_kind(const struct pcow_mapping *m, const struct map_unit *mu, b
 {
   if (!shared)
     return map_test(mu->fill, page);
-  return m->guarded && m->tmpfs ? map_test(mu->dense, page) : is_plain(mu, page);
+  return m->dense_holes ? map_test(mu->dense, page) : is_plain(mu, page);
 }
 
 static bool has_shared(const struct map_unit *mu, uint64_t first, uint64_t end)
@@ -53,7 +53,7 @@ static int merge_region(struct pcow_mapping *m, struct unit *u, bool shared, uin
   struct head *h = m->image->head;
   struct head_counts counts = { 0, 0 };
   uint64_t zero = map_unit_first(m, u->number);
-  bool reserve = m->guarded && !m->tmpfs;
+  bool reserve = m->guarded && !m->dense_holes;
   int ret = area_arm_range(m, zero + first, zero + end);
 
   if (ret == 0)
@@ -133,7 +133,7 @@ static void group_unit(struct pcow_mapping *m, struct unit *u, enum group_step s
 {
   uint64_t pages = head_unit_pages(m->image->head, u->number);
   struct map_unit *mu = map_unit_get(m, u->number);
-  bool whole = (m->guarded && m->tmpfs ? map_find(mu->dense, 0, pages, false)
+  bool whole = (m->dense_holes ? map_find(mu->dense, 0, pages, false)
                                        : map_find(mu->writable, 0, pages, false)) == pages;
 
   if (step == LOOK) {

@@ -15,6 +15,8 @@
 #include "uffd.h"
 
 #include <inttypes.h>
+#include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -25,13 +27,38 @@ static gint compare_keys(gconstpointer a, gconstpointer b)
   return GPOINTER_TO_SIZE(a) < GPOINTER_TO_SIZE(b) ? -1 : GPOINTER_TO_SIZE(a) > GPOINTER_TO_SIZE(b);
 }
 
+/* A registered region that is moved waits until somebody has read that it was. */
+static void *tracker_main(void *argument)
+{
+  struct pcow_mapping *m = argument;
+  struct pollfd fds[] = { { m->track_fd, POLLIN, 0 }, { m->stop_fd, POLLIN, 0 } };
+  struct uffd_msg msgs[16];
+
+  while (!fds[1].revents)
+    if (poll(fds, G_N_ELEMENTS(fds), -1) > 0 && fds[0].revents && read(m->track_fd, msgs, sizeof(msgs)) < 0 &&
+        errno != EAGAIN && errno != EINTR)
+      g_usleep(1000);           /* does not happen; if it does, the machine must not be taken for it */
+  return NULL;
+}
+
 int tracking_start(struct pcow_mapping *m)
 {
-  int ret = uffd_open_tracking(m->image->path, &m->track_fd, &m->pagemap_fd);
+  int ret = uffd_open_tracking(m->image->path, m->all_async, &m->track_fd, &m->pagemap_fd);
 
   if (ret) {
     m->track_fd = m->pagemap_fd = -1;
     return ret;
+  }
+  if (m->all_async) {
+    m->stop_fd = eventfd(0, EFD_CLOEXEC);
+    if (m->stop_fd < 0)
+      return fail_errno(errno, "%s: cannot make an eventfd", m->image->path);
+    ret = fault_thread(m, &m->tracker, tracker_main, "pcow-tracker");
+    if (ret) {
+      close(m->stop_fd);
+      m->stop_fd = -1;
+      return ret;
+    }
   }
   m->async_units = g_tree_new(compare_keys);
   m->dirty_units = g_tree_new(compare_keys);
@@ -41,20 +68,25 @@ int tracking_start(struct pcow_mapping *m)
 
 void tracking_stop(struct pcow_mapping *m)
 {
+  if (m->stop_fd >= 0) {
+    if (eventfd_write(m->stop_fd, 1) == 0)
+      pthread_join(m->tracker, NULL);
+    close(m->stop_fd);
+  }
   if (m->track_fd < 0)
     return;
   close(m->track_fd);
   close(m->pagemap_fd);
-  g_tree_unref(m->async_units);
-  g_tree_unref(m->dirty_units);
+  g_clear_pointer(&m->async_units, g_tree_unref);
+  g_clear_pointer(&m->dirty_units, g_tree_unref);
   g_free(m->found);
 }
 
-int tracking_register(struct pcow_mapping *m, uint64_t page, uint64_t count)
+int tracking_register(struct pcow_mapping *m, uint8_t *address, uint64_t length)
 {
   /* In huge pages of a file the scan would miss copies. */
-  madvise(map_address(m, page), count * PAGE_BYTES, MADV_NOHUGEPAGE);
-  return uffd_register(m->track_fd, map_address(m, page), count * PAGE_BYTES, UFFD_WP);
+  madvise(address, length, MADV_NOHUGEPAGE);
+  return uffd_register(m->track_fd, address, length, UFFD_WP);
 }
 
 static void insert(GTree *units, uint64_t unit) { g_tree_insert(units, GSIZE_TO_POINTER(unit + 1), units); }
@@ -106,6 +138,8 @@ static void mark(struct pcow_mapping *m, uint64_t first, uint64_t end)
     bool some = false;
 
     to = MIN(end, zero + m->unit_pages);
+    if (!mu && m->all_async)
+      mu = map_unit_get(m, unit);
     if (!mu || !mu->async)
       continue;
     if (!mu->dirty)
@@ -165,6 +199,10 @@ static int scan_units(struct pcow_mapping *m, uint64_t first, uint64_t end, bool
   uint64_t unit_end = (end + m->unit_pages - 1) >> m->unit_shift;
   uint64_t unit = next_in(m->async_units, first >> m->unit_shift, unit_end);
   int ret = 0;
+
+  /* A few areas, and where there is nothing, no page tables. */
+  if (m->all_async)
+    return scan(m, first, end, protect, m->found, FOUND_MOST, mark_found, NULL);
 
   while (ret == 0 && unit < unit_end) {
     uint64_t to = unit + 1;

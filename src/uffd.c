@@ -191,15 +191,16 @@ static bool probe_tracking(int fd, int pagemap)
   return works;
 }
 
-int uffd_open_tracking(const char *path, int *fd, int *pagemap)
+int uffd_open_tracking(const char *path, bool moved, int *fd, int *pagemap)
 {
   struct uffdio_api api = {
     .api = UFFD_API,
-    .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED,
+    .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED |
+                (moved ? UFFD_FEATURE_EVENT_REMAP : 0),
   };
 
   /* No fault of the kernel ever waits for this descriptor: no privilege is needed. */
-  *fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+  *fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
   if (*fd < 0 && errno == ENOSYS)
     return cannot_track(path, "has no userfaultfd");
   if (*fd < 0)

@@ -58,8 +58,10 @@ void uffd_wake(int fd, void *address, uint64_t length);
 /* ---- Tracking: the kernel notes which pages were written, nobody waits ---- */
 
 /* A descriptor whose protection the kernel lifts by itself at a write; no privilege is needed. Probed: 0
- * and *FD and *PAGEMAP, which uffd_scan() takes, or -ENOTSUP with a message. */
-int uffd_open_tracking(const char *path, int *fd, int *pagemap);
+ * and *FD, and *PAGEMAP, which uffd_scan() takes, or -ENOTSUP with a message. MOVED: regions may be moved; who
+ * moves one waits until somebody has polled and read *FD, which does not block. Else they lose their
+ * registration. */
+int uffd_open_tracking(const char *path, bool moved, int *fd, int *pagemap);
 
 struct uffd_pages {
   uint64_t start, end, categories;      /* addresses */

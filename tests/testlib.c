@@ -7,7 +7,9 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <ftw.h>
+#include <grp.h>
 #include <limits.h>
 #include <linux/magic.h>
 #include <pthread.h>
@@ -16,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -288,6 +291,28 @@ pcow_mapping *test_map(pcow_image *image, struct pcow_map_options *options)
 pcow_mapping *test_map_flush(pcow_image *image, struct pcow_map_options *options)
 {
   return map_writable(image, options, PCOW_FLUSH_DURABLE);
+}
+
+void test_become_nobody(void)
+{
+  const uid_t nobody = 65534;
+  char may = '0';
+  int fd = open("/proc/sys/vm/unprivileged_userfaultfd", O_RDONLY | O_CLOEXEC);
+
+  if (fd >= 0) {
+    SYS(read(fd, &may, 1));
+    close(fd);
+  }
+  if (getuid() != 0)
+    test_skip("becoming nobody needs root");
+  if (may != '0')
+    test_skip("vm.unprivileged_userfaultfd is not 0");
+  SYS(chown(dir_path, nobody, nobody));
+  SYS(setgroups(0, NULL));
+  SYS(setresgid(nobody, nobody, nobody));
+  SYS(setresuid(nobody, nobody, nobody));
+  /* As in a program that was started so. */
+  SYS(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0));
 }
 
 pcow_image *test_open(const char *path, uint32_t flags, const char *snapshot)

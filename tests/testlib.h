@@ -79,6 +79,10 @@ pcow_mapping *test_map(pcow_image *image, struct pcow_map_options *options);
 /* The same, flush-durable: in either persist mode. */
 pcow_mapping *test_map_flush(pcow_image *image, struct pcow_map_options *options);
 
+/* For the rest of the program somebody who may not hold the kernel's own faults with userfaultfd(2): gives the
+ * directory away and changes the user. Skips without root, and where everybody may. */
+void test_become_nobody(void);
+
 /* Both follow all bases: what does not is the business of test-untrusted.c. */
 pcow_image *test_open(const char *path, uint32_t flags, const char *snapshot);
 void test_create(const char *path, uint64_t size, uint64_t unit, const char *base,

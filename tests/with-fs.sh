@@ -38,6 +38,7 @@ for candidate in /dev/shm /var/tmp; do
 done
 
 work=$(mktemp -d "$where/pcow-$fs.XXXXXX")
+chmod 711 "$work" # a test may go on as another user
 mkdir "$work/mnt"
 
 cleanup() {
