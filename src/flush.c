@@ -255,9 +255,14 @@ int mapping_store(struct pcow_image *image, struct unit *u, uint64_t offset, con
     } else if (madvise(map_address(m, zero + page), (to - page) * PAGE_BYTES, MADV_POPULATE_WRITE)) {
       ret = fail_errno(errno, "%s: cannot write %" PRIu64 " bytes through the mapping", image->path, n);
     } else {
-      memcpy(map_address(m, zero) + offset, from, n);
+      /* First as they are: where there is no space for that, nothing was written. */
       tracking_mark(m, zero + page, zero + to);
       ret = flush_unit(m, u, page, to);
+      if (ret == 0) {
+        memcpy(map_address(m, zero) + offset, from, n);
+        tracking_mark(m, zero + page, zero + to);
+        ret = flush_unit(m, u, page, to);
+      }
     }
     offset += n;
     from += n;

@@ -151,6 +151,16 @@ static void no_space(void)
     test_page_fill(range + page * PAGE, pages + page);
   OK(pcow_flush(map, 0, pages * PAGE));
   close(fill_up(filler));
+  /* Stores that no flush has met yet. */
+  for (uint64_t page = 1000; page < 1010; page++)
+    test_page_fill(range + page * PAGE, 3 * pages + page);
+  for (uint64_t page = 1000; page < 1010; page++)
+    GIVES(-ENOSPC, pcow_pwrite(image, "no", 2, page * PAGE));
+  SYS(unlink(filler));
+  OK(pcow_flush(map, 0, pages * PAGE));
+  for (uint64_t page = 1000; page < 1010; page++)
+    check_flushed("full", page, 3 * pages + page, "after a pcow_pwrite() that failed");
+  close(fill_up(filler));
   for (uint64_t page = 0; page < pages; page++)
     test_page_fill(range + page * PAGE, 2 * pages + page);
   GIVES(-ENOSPC, pcow_flush(map, 0, pages * PAGE));
