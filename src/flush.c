@@ -36,10 +36,13 @@ static int copy_run(struct pcow_mapping *m, struct unit *u, uint64_t first, uint
 }
 
 /* A page that was flushed before is written again: with its neighbours of which that is true, too, it is mapped
- * from the slot from now on. */
-static int hand_over(struct pcow_mapping *m, struct unit *u, const struct map_unit *mu, uint64_t page)
+ * from the slot from now on. Not with those that nobody asked to flush, [from, to): a device may be writing
+ * to them. */
+static int hand_over(struct pcow_mapping *m, struct unit *u, const struct map_unit *mu, uint64_t page,
+                     uint64_t from, uint64_t to)
 {
-  uint64_t least = page & ~(m->granule - 1), most = MIN(least + m->granule, m->unit_pages);
+  uint64_t aligned = page & ~(m->granule - 1);
+  uint64_t least = MAX(aligned, from), most = MIN(aligned + m->granule, to);
   uint64_t first = page, end = page + 1;
   int ret;
 
@@ -53,22 +56,22 @@ static int hand_over(struct pcow_mapping *m, struct unit *u, const struct map_un
   return ret;
 }
 
-/* Pages of the locked unit were dirty. */
+/* Pages of the locked unit were dirty; FROM and TO are what is to be flushed. */
 static int flush_run(struct pcow_mapping *m, struct unit *u, const struct map_unit *mu, uint64_t first,
-                     uint64_t end)
+                     uint64_t end, uint64_t from, uint64_t to)
 {
   uint64_t zero = map_unit_first(m, u->number);
   int ret = 0;
 
   while (ret == 0 && (first = map_find(mu->async, first, end, true)) < end) {
-    uint64_t to = u->present ? bits_find(u->present, first, end, true) : end;
+    uint64_t next = u->present ? bits_find(u->present, first, end, true) : end;
 
-    if (to > first || m->all_async || vmabudget_pressed()) {
-      to = MAX(to, first + 1);
-      ret = copy_run(m, u, first, to);
-      first = to;
+    if (next > first || m->all_async || vmabudget_pressed()) {
+      next = MAX(next, first + 1);
+      ret = copy_run(m, u, first, next);
+      first = next;
     } else {
-      ret = hand_over(m, u, mu, first);
+      ret = hand_over(m, u, mu, first, from, to);
       first++;                  /* neighbours that went along are not async any more */
     }
   }
@@ -94,7 +97,7 @@ int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
     uint64_t to = bits_find(bits, at, end - first, false);
 
     if (ret == 0)
-      ret = flush_run(m, u, mu, first + at, first + to);
+      ret = flush_run(m, u, mu, first + at, first + to, first, end);
     else
       tracking_mark(m, zero + first + at, zero + first + to);
     at = to;
