@@ -1,15 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Operations on content: each is done to the image and to the reference. Stores through the map run in
- * several threads and draw what they write from their own seeds; the reference repeats them
- * afterwards, one thread after the other, since no two threads touch the same word.
+ * Operations on content: each is done to the image and to the reference. Where the image is mapped
+ * store-durably, what returns is durable; else once it is flushed.
  */
 #include "model-world.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,6 +51,13 @@ void world_range(struct world *w, uint64_t size, uint64_t max, uint64_t *offset,
   *length = count;
 }
 
+/* The range was written, otherwise than through the map. */
+static void content_changed(struct world *w, uint64_t offset, uint64_t length)
+{
+  if (w->map && !w->flush_durable)
+    durable_range(w, offset, length);
+}
+
 void op_pwrite(struct world *w)
 {
   uint64_t offset, length;
@@ -63,8 +68,10 @@ void op_pwrite(struct world *w)
   buffer = test_alloc(length);
   if (!rng_chance(&w->rng, 5)) /* else zeros */
     rng_fill(&w->rng, buffer, length);
+  durable_note(w);
   OK(pcow_pwrite(w->image, buffer, length, offset));
   model_write(w->head, buffer, length, offset);
+  content_changed(w, offset, length);
   free(buffer);
 }
 
@@ -91,8 +98,10 @@ void op_discard(struct world *w)
 
   world_range(w, w->head->size, 4 * MIB, &offset, &length);
   world_say(w, "discard %" PRIu64 "+%" PRIu64, offset, length);
+  durable_note(w);
   OK(pcow_discard(w->image, offset, length));
   model_zero(w->head, length, offset);
+  content_changed(w, offset, length);
 }
 
 void op_zeroes(struct world *w)
@@ -102,160 +111,31 @@ void op_zeroes(struct world *w)
 
   world_range(w, w->head->size, 1 * MIB, &offset, &length);
   world_say(w, "write_zeroes %" PRIu64 "+%" PRIu64 " flags %u", offset, length, flags);
+  durable_note(w);
   OK(pcow_write_zeroes(w->image, offset, length, flags));
   model_zero(w->head, length, offset);
+  content_changed(w, offset, length);
+}
+
+void op_sync(struct world *w)
+{
+  world_say(w, "sync");
+  OK(pcow_sync(w->image));
+  durable_all(w);
 }
 
 void op_flush(struct world *w)
 {
-  world_say(w, "flush");
-  OK(pcow_sync(w->image));
-}
-
-/* ---- Stores through the map ---------------------------------------------------------------- */
-
-enum store_kind {
-  STORE_DISJOINT, /* each thread has its own pages */
-  STORE_SHARED, /* the threads have their own words of the same pages */
-  STORE_SEQUENTIAL, /* each thread goes through its own part */
-  STORE_KINDS
-};
-
-/* A thread's stores: the same sequence each time it is run from its start. */
-struct storer {
-  struct world *w;
-  pthread_t thread;
-  struct rng rng;
-  enum store_kind kind;
-  unsigned me, threads;
-  uint64_t first, pages; /* of the range of all threads */
-  uint64_t at; /* STORE_SEQUENTIAL */
-  unsigned count;
-};
-
-struct store {
-  uint64_t offset;
-  unsigned words;
-  uint64_t value[PCOW_PAGE_SIZE / 8];
-};
-
-static void store_next(struct storer *s, struct store *store)
-{
-  uint64_t page, word = 0, part = s->pages / s->threads;
-
-  switch (s->kind) {
-  case STORE_SHARED:
-    page = rng_below(&s->rng, s->pages);
-    word = rng_below(&s->rng, PAGE / 8 / s->threads) * s->threads + s->me;
-    store->words = 1;
-    break;
-  case STORE_SEQUENTIAL:
-    page = s->me * part + s->at++ % part;
-    store->words = PAGE / 8;
-    break;
-  default:
-    page = rng_below(&s->rng, part) * s->threads + s->me;
-    word = rng_below(&s->rng, PAGE / 8);
-    store->words = 1 + (unsigned)rng_below(&s->rng, rng_chance(&s->rng, 20) ? PAGE / 8 - word : 1);
-  }
-  store->offset = (s->first + page) * PAGE + word * 8;
-  rng_fill(&s->rng, store->value, store->words * 8);
-}
-
-static void *storer_run(void *argument)
-{
-  struct storer s = *(struct storer *)argument; /* the caller repeats from the start */
-  struct world *w = s.w;
-
-  for (unsigned i = 0; i < s.count; i++) {
-    struct store store;
-
-    store_next(&s, &store);
-    if (store.words == PAGE / 8 && !TEST_TSAN)
-      memcpy(w->address + store.offset, store.value, PAGE);
-    else
-      test_range_store(w->address + store.offset, store.value, store.words * 8);
-    if (i % 16 == 15)
-      OK(pcow_persist(w->map, store.offset, store.words * 8));
-  }
-  return NULL;
-}
-
-static void storer_repeat(struct storer *s, struct model *c)
-{
-  for (unsigned i = 0; i < s->count; i++) {
-    struct store store;
-
-    store_next(s, &store);
-    model_write(c, store.value, store.words * 8, store.offset);
-  }
-}
-
-void op_stores(struct world *w)
-{
-  struct storer storers[4];
-  uint64_t pages = w->head->size / PAGE, part, apart = 0;
-  unsigned threads = w->threads, others = 0;
-  enum store_kind kind = (enum store_kind)rng_below(&w->rng, STORE_KINDS);
-  uint64_t first = 0;
+  uint64_t offset, length;
 
   if (!w->map) {
-    world_map(w);
-    if (!w->map) {
-      op_pwrite(w);
-      return;
-    }
+    op_sync(w);
+    return;
   }
-  /* With OTHERS, this thread does something in the first half while the storers are in the second. */
-  if (pages >= 16 && rng_chance(&w->rng, 40)) {
-    others = 1 + (unsigned)rng_below(&w->rng, 6);
-    first = apart = pages / 2;
-    pages -= apart;
-  }
-  if (pages > 8 && rng_chance(&w->rng, 50)) { /* close together */
-    part = 1 + rng_below(&w->rng, pages);
-    first += rng_below(&w->rng, pages - part + 1);
-    pages = part;
-  }
-  if (pages < threads)
-    threads = 1;
-  world_say(w, "stores: kind %u, %u threads, pages %" PRIu64 "+%" PRIu64 ", %u others", kind, threads,
-            first, pages, others);
-  for (unsigned i = 0; i < threads; i++) {
-    storers[i] = (struct storer){ .w = w, .kind = kind, .me = i, .threads = threads, .first = first,
-                                  .pages = pages, .rng = { rng_next(&w->rng) } };
-    storers[i].count = 1 + (unsigned)rng_below(&w->rng, kind == STORE_SHARED ? 200 : 60);
-    storers[i].at = rng_below(&w->rng, pages / threads);
-    CHECK(!pthread_create(&storers[i].thread, NULL, storer_run, &storers[i]), "no thread");
-  }
-  for (unsigned i = 0; i < others; i++) {
-    uint64_t offset, length;
-    unsigned char *buffer;
-
-    world_range(w, apart * PAGE, 256 * KIB, &offset, &length);
-    buffer = test_alloc(length);
-    switch (rng_below(&w->rng, 4)) {
-    case 0:
-      world_say(w, "  beside them discard %" PRIu64 "+%" PRIu64, offset, length);
-      OK(pcow_discard(w->image, offset, length));
-      model_zero(w->head, length, offset);
-      break;
-    case 1:
-      world_say(w, "  beside them flush");
-      OK(pcow_sync(w->image));
-      break;
-    default:
-      world_say(w, "  beside them pwrite %" PRIu64 "+%" PRIu64, offset, length);
-      rng_fill(&w->rng, buffer, length);
-      OK(pcow_pwrite(w->image, buffer, length, offset));
-      model_write(w->head, buffer, length, offset);
-    }
-    free(buffer);
-  }
-  for (unsigned i = 0; i < threads; i++) {
-    pthread_join(storers[i].thread, NULL);
-    storer_repeat(&storers[i], w->head);
-  }
+  world_range(w, w->head->size, 4 * MIB, &offset, &length);
+  world_say(w, "flush %" PRIu64 "+%" PRIu64, offset, length);
+  OK(pcow_flush(w->map, offset, length));
+  durable_range(w, offset, length);
 }
 
 /* The map as the buffer of a read or write of the same image. */
@@ -277,6 +157,7 @@ void op_self_copy(struct world *w)
   }
   world_say(w, "%s between the map and the image: %" PRIu64 "+%" PRIu64 " to %" PRIu64,
             write ? "pwrite" : "pread", from, length, to);
+  durable_note(w);
   if (write)
     OK(pcow_pwrite(w->image, w->address + from, length, to));
   else
@@ -307,8 +188,11 @@ void world_map(struct world *w)
   struct pcow_map_options options = PCOW_INIT(options);
   int result;
 
-  options.durability = PCOW_STORE_DURABLE;
-  options.thin = rng_chance(&w->rng, 30) ? PCOW_THIN_NATIVE : PCOW_THIN_GUARDED;
+  if (!w->modes)
+    return;
+  w->flush_durable = w->modes == MODE_FLUSH || (w->modes & MODE_FLUSH && rng_chance(&w->rng, 55));
+  options.durability = w->flush_durable ? PCOW_FLUSH_DURABLE : PCOW_STORE_DURABLE;
+  options.thin = (uint32_t)rng_below(&w->rng, 3);
   options.granule = granules[rng_below(&w->rng, 5)];
   options.dram_limit = rng_chance(&w->rng, 40) ? 1 * MIB : 0;
   if (rng_chance(&w->rng, 60))
@@ -321,14 +205,15 @@ void world_map(struct world *w)
     CHECK(w->reserved != MAP_FAILED, "no address space");
     options.address = (void *)(((uintptr_t)w->reserved + 2 * MIB - 1) / (2 * MIB) * (2 * MIB));
   }
-  result = pcow_map(w->image, &options, &w->map);
-  if (!w->can_map) {
+  if (w->msync && rng_chance(&w->rng, 10)) {
+    struct pcow_map_options other = options;
+
+    other.durability = PCOW_STORE_DURABLE;
+    result = pcow_map(w->image, &other, &w->map);
     CHECK(result == -ENOTSUP && strstr(pcow_errormsg(), "flush-durable"),
           "pcow_map() where stores are not durable gave %d: %s", result, pcow_errormsg());
-    w->map = NULL;
-    world_unreserve(w);
-    return;
   }
+  result = pcow_map(w->image, &options, &w->map);
   CHECK(result >= 0, "pcow_map() gave %d: %s", result, pcow_errormsg());
   w->reserve = options.reserve ? options.reserve : w->head->size;
   w->address = pcow_mapping_address(w->map);
@@ -336,12 +221,24 @@ void world_map(struct world *w)
   w->maps++;
 }
 
+void world_count(struct world *w)
+{
+  struct pcow_mapping_stats stats = test_stats(w->map);
+
+  w->merges += stats.merges;
+  w->flushes += stats.flushes;
+  w->flushed += stats.pages_flushed;
+  w->handed_over += stats.pages_handed_over;
+}
+
 void world_unmap(struct world *w)
 {
   if (!w->map)
     return;
-  w->merges += test_stats(w->map).merges;
+  world_count(w);
   OK(pcow_unmap(w->map));
+  if (w->flush_durable)
+    durable_all(w);
   w->map = NULL;
   w->address = NULL;
   world_unreserve(w);
@@ -362,7 +259,9 @@ void op_map(struct world *w)
     return;
   }
   world_map(w);
-  world_say(w, "map: %s address, reserve %" PRIu64, w->reserved ? "own" : "any", w->reserve);
+  if (w->map)
+    world_say(w, "map: %s-durable, %s address, reserve %" PRIu64, w->flush_durable ? "flush" : "store",
+              w->reserved ? "own" : "any", w->reserve);
 }
 
 void op_unmap(struct world *w)

@@ -24,7 +24,10 @@ void world_close(struct world *w)
 {
   if (w->map && rng_chance(&w->rng, 50))
     world_unmap(w);
+  if (w->map)
+    world_count(w);
   OK(pcow_close(w->image)); /* unmaps what is mapped */
+  durable_all(w);
   w->image = NULL;
   w->map = NULL;
   w->address = NULL;
@@ -98,23 +101,29 @@ void op_release(struct world *w)
 
 /* ---- Snapshots ----------------------------------------------------------------------------- */
 
-void op_snapshot(struct world *w)
+struct snap *world_snapshot(struct world *w)
 {
   struct snap *s = &w->snaps[w->snap_count];
 
-  if (w->snap_count == SNAPS_MAX) {
-    op_delete(w);
-    return;
-  }
   memset(s, 0, sizeof *s);
   s->key = ++w->next_key;
   snprintf(s->name, sizeof s->name, "%s %u", rng_chance(&w->rng, 50) ? "état" : "state", s->key);
-  world_say(w, "snapshot '%s'%s", s->name, w->map ? " (mapped)" : "");
   OK(pcow_snapshot_create(w->image, s->name));
+  durable_all(w);
   s->parent = w->head_parent;
   s->content = model_copy(w->head);
   w->head_parent = s->key;
   w->snap_count++;
+  return s;
+}
+
+void op_snapshot(struct world *w)
+{
+  if (w->snap_count == SNAPS_MAX) {
+    op_delete(w);
+    return;
+  }
+  world_say(w, "snapshot '%s'%s", world_snapshot(w)->name, w->map ? " (mapped)" : "");
 }
 
 static void snap_forget(struct world *w, struct snap *s)
@@ -159,6 +168,7 @@ void op_revert(struct world *w)
   OK(pcow_snapshot_revert(w->image, s->name));
   model_free(w->head);
   w->head = model_copy(s->content);
+  durable_all(w);
   w->head_parent = s->key;
 }
 
@@ -166,7 +176,7 @@ void op_revert(struct world *w)
 
 void op_resize(struct world *w)
 {
-  uint64_t pages = w->head->size / PAGE, most = w->size_max / PAGE, size;
+  uint64_t pages = w->head->size / PAGE, most = w->size_max / PAGE, size, kept;
 
   switch (rng_below(&w->rng, 4)) {
   case 0:
@@ -198,8 +208,11 @@ void op_resize(struct world *w)
     CHECK(result < 0, "grew to %" PRIu64 " beyond the reserved %" PRIu64, size, w->reserve);
     return;
   }
+  durable_note(w);
   OK(pcow_resize(w->image, size, size < w->head->size ? PCOW_RESIZE_SHRINK : 0));
+  kept = size < w->head->size ? size : w->head->size;
   model_resize(w->head, size);
+  durable_range(w, kept, size - kept);
 }
 
 /* ---- Base ---------------------------------------------------------------------------------- */
@@ -423,22 +436,29 @@ static void copy_sparse(const char *from, const char *to)
   SYS(close(out));
 }
 
-/* What a crash after a flush would leave, when nothing is lost: a copy of the file as it is while the
- * image is in use. */
+/* What a crash would leave, when nothing that the system has is lost: a copy of the file as it is while the
+ * image is in use. After a sync all of the head is in it. */
 void op_crash_copy(struct world *w)
 {
   struct pcow_check_result result = PCOW_INIT(result);
   struct snap *s = snap_draw(w);
   char *path = test_path("s%u-copy.pcow", w->session);
+  bool sync = rng_chance(&w->rng, 35);
   pcow_image *image;
 
-  world_say(w, "flush, and go on from a copy%s", w->map ? " (mapped)" : "");
-  OK(pcow_sync(w->image));
+  world_say(w, "%s from a copy%s", sync ? "sync, and go on" : "go on", w->map ? " (mapped)" : "");
+  if (sync) {
+    OK(pcow_sync(w->image));
+    durable_all(w);
+  }
   copy_sparse(w->path, path);
-  OK(pcow_check(path, 0, &result, NULL, NULL, NULL));
+  OK(pcow_check(path, PCOW_CHECK_REPAIR_LEAKS, &result, NULL, NULL, NULL));
   CHECK(!result.corruptions, "a copy of the image in use has %" PRIu64 " corruptions", result.corruptions);
   image = test_open(path, PCOW_OPEN_RDWR, NULL);
-  view_compare(w, "a copy", image, w->head);
+  if (sync)
+    view_compare(w, "a copy", image, w->head);
+  else
+    durable_compare(w, "a copy", image);
   OK(pcow_close(image));
   /* The mapping's worker may have been merging pieces when the copy was made: what it had copied and not
    * yet made present is a leak there, as after a crash. */
@@ -485,8 +505,17 @@ void op_refused(struct world *w)
   if (w->map) {
     struct pcow_map_options again = PCOW_INIT(again);
 
-    again.durability = PCOW_STORE_DURABLE;
+    again.durability = w->flush_durable ? PCOW_FLUSH_DURABLE : PCOW_STORE_DURABLE;
     GIVES(-EBUSY, pcow_map(w->image, &again, &map));
+    GIVES(-EINVAL, pcow_flush(w->map, w->head->size, 1));
+    GIVES(-EINVAL, pcow_flush(w->map, PAGE, UINT64_MAX));
+    GIVES(-EINVAL, pcow_persist(w->map, w->head->size - 1, 2));
+    GIVES(-EINVAL, pcow_mark_dirty(w->map, w->head->size, 1));
+    OK(pcow_flush(w->map, w->head->size, 0));
+  }
+  if (s && s->map) {
+    GIVES(-EBADF, pcow_flush(s->map, 0, 1));
+    GIVES(-EBADF, pcow_mark_dirty(s->map, 0, 1));
   }
   if (s) {
     GIVES(-EEXIST, pcow_snapshot_create(w->image, s->name));

@@ -2,8 +2,8 @@
  *
  * One session of test-model: an image with its chain of bases, and what each of its views must read
  * as. test-model.c runs sessions, model-bases.c makes what lies beneath, model-ops.c changes the image
- * and the reference alike, model-struct.c does the same for structural operations, model-view.c
- * compares.
+ * and the reference alike, model-store.c does the same through the map, model-struct.c with structural
+ * operations, model-view.c compares, model-durable.c knows what a crash may leave.
  */
 #ifndef PCOW_TEST_MODEL_WORLD_H
 #define PCOW_TEST_MODEL_WORLD_H
@@ -14,6 +14,9 @@
 #define BASES_MAX 48
 #define FILES_MAX 16
 #define HISTORY 20
+
+#define MODE_STORE 1u /* store-durable maps */
+#define MODE_FLUSH 2u
 
 struct snap {
   char name[48];
@@ -42,7 +45,8 @@ struct world {
   uint64_t seed, op;
   unsigned session;
   struct rng rng;
-  bool can_map; /* stores can be durable here */
+  unsigned modes; /* MODE_*; 0: nothing is mapped for writing */
+  bool msync; /* stores cannot be durable here */
   unsigned threads, layers;
   uint64_t unit, size_max, max_maps;
   bool large; /* several units of 128 MiB: few comparisons */
@@ -61,13 +65,15 @@ struct world {
   unsigned snap_count;
 
   pcow_mapping *map;
+  bool flush_durable; /* the map is */
   unsigned char *address;
+  struct durable *durable;
   void *reserved; /* address space that the test owns, or NULL */
   uint64_t reserved_length, reserve;
 
   char history[HISTORY][160];
   unsigned history_count;
-  unsigned long compared, bytes_compared, maps, merges, checks;
+  unsigned long compared, bytes_compared, maps, merges, checks, flushes, flushed, handed_over, older, cuts;
 };
 
 /* The session that runs, for the report of a failure. */
@@ -101,6 +107,20 @@ void view_compare_map(struct world *w, const char *name, pcow_mapping *map, cons
 void view_check_file(struct world *w);
 void view_list(struct world *w);
 
+/* ---- model-durable.c ---- */
+
+void durable_begin(struct world *w);
+void durable_end(struct world *w);
+/* The head as the reference has it is about to change. May sync. */
+void durable_note(struct world *w);
+/* The words of the range, or all of the head, are durable as they are. */
+void durable_range(struct world *w, uint64_t offset, uint64_t length);
+void durable_all(struct world *w);
+/* Words are about to be stored that may have been stored since durable_note(), too. */
+void durable_store(struct world *w, uint64_t offset, const uint64_t *value, unsigned words);
+/* Every word of IMAGE, a copy of the head as a crash would leave it, is one that may be. */
+void durable_compare(struct world *w, const char *name, pcow_image *image);
+
 /* ---- operations; each draws its own arguments ---- */
 
 void op_pwrite(struct world *w);
@@ -108,6 +128,8 @@ void op_pread(struct world *w);
 void op_discard(struct world *w);
 void op_zeroes(struct world *w);
 void op_flush(struct world *w);
+void op_sync(struct world *w);
+void op_dma(struct world *w);
 void op_stores(struct world *w);
 void op_self_copy(struct world *w);
 void op_map(struct world *w);
@@ -132,6 +154,10 @@ void op_refused(struct world *w);
 void world_maybe_unmap(struct world *w, unsigned percent);
 void world_map(struct world *w);
 void world_unmap(struct world *w);
+/* Adds the map's statistics. */
+void world_count(struct world *w);
+/* Takes one of what the head is; there is room for it. */
+struct snap *world_snapshot(struct world *w);
 void world_unreserve(struct world *w);
 void snap_release(struct snap *s);
 /* A random range within SIZE of at most MAX bytes, more often than not on page boundaries. */

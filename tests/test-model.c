@@ -5,10 +5,12 @@
  * operation every byte of every view is compared. The seed repeats a run:
  *
  *     test-model [--seed N] [--ops N] [--session K] [--session-ops N] [--layers N] [--unit SIZE]
- *                [--size SIZE] [--max-maps N] [--dir DIR] [--no-map] [--without NAME,…] [--verbose]
+ *                [--size SIZE] [--max-maps N] [--dir DIR] [--mode store|flush|all|no-map] [--msync]
+ *                [--without NAME,…] [--verbose]
  *
- * --session K begins at the K-th session of the seed. --without leaves operations out (and so changes
- * what the seed draws).
+ * --session K begins at the K-th session of the seed. --without leaves operations out, and --mode maps (and so
+ * both change what the seed draws). With --msync only fdatasync(2) makes stores durable, so that maps are
+ * flush-durable.
  */
 #include "model-world.h"
 #include "vmabudget.h"
@@ -33,8 +35,10 @@ static struct operation {
   { "pread", 5, op_pread },
   { "discard", 7, op_discard },
   { "zeroes", 5, op_zeroes },
-  { "flush", 3, op_flush },
+  { "sync", 2, op_sync },
+  { "flush", 4, op_flush },
   { "stores", 22, op_stores },
+  { "dma", 2, op_dma },
   { "self-copy", 3, op_self_copy },
   { "map", 2, op_map },
   { "unmap", 2, op_unmap },
@@ -50,7 +54,7 @@ static struct operation {
   { "hold", 2, op_hold },
   { "release", 2, op_release },
   { "child", 1, op_child },
-  { "crash-copy", 1, op_crash_copy },
+  { "crash-copy", 3, op_crash_copy },
   { "refused", 1, op_refused },
 };
 
@@ -81,7 +85,7 @@ static void report(void)
   fprintf(stderr, "unit %" PRIu64 ", %u layers, base %d, %u threads, %u snapshots, head of %" PRIu64
                   " bytes%s\n",
           w->unit, w->layers, w->base, w->threads, w->snap_count, w->head ? w->head->size : 0,
-          w->map ? ", mapped" : "");
+          !w->map ? "" : w->flush_durable ? ", mapped flush-durable" : ", mapped store-durable");
   fprintf(stderr, "the last operations:\n");
   for (unsigned i = w->history_count > HISTORY ? w->history_count - HISTORY : 0; i < w->history_count; i++)
     fprintf(stderr, "  %s\n", w->history[i % HISTORY]);
@@ -162,7 +166,7 @@ static void session_begin(struct world *w, int argc, char **argv)
          w->unit / KIB, w->layers, size / KIB, w->threads);
   if (w->max_maps)
     printf(", %" PRIu64 " VMAs", w->max_maps);
-  printf("%s\n", w->can_map ? "" : ", no map");
+  printf("%s\n", w->modes ? "" : ", no map");
   fflush(stdout);
   w->base = -1;
   bases_build(w, size);
@@ -173,6 +177,7 @@ static void session_begin(struct world *w, int argc, char **argv)
               w->base < 0 || !w->bases[w->base].snapshot[0] ? NULL : w->bases[w->base].snapshot);
   w->head = model_copy(bases_content(w, w->base));
   model_resize(w->head, size);
+  durable_begin(w);
   world_open(w);
   views_compare(w);
 }
@@ -194,22 +199,41 @@ static void session_end(struct world *w)
     model_free(w->bases[i].content);
   for (unsigned i = 0; i < w->file_count; i++)
     SYS(unlink(w->files[i].path));
+  durable_end(w);
   model_free(w->head);
   SYS(unlink(w->path));
+}
+
+static unsigned modes_of(const char *name, bool msync)
+{
+  unsigned modes = MODE_STORE | MODE_FLUSH;
+
+  if (name && strcmp(name, "store") == 0)
+    modes = MODE_STORE;
+  else if (name && strcmp(name, "flush") == 0)
+    modes = MODE_FLUSH;
+  else if (name && strcmp(name, "no-map") == 0)
+    modes = 0;
+  else
+    CHECK(!name || strcmp(name, "all") == 0, "unknown mode '%s'", name);
+  CHECK(!msync || modes != MODE_STORE, "--msync and --mode store exclude each other");
+  return msync ? modes & MODE_FLUSH : modes;
 }
 
 int main(int argc, char **argv)
 {
   uint64_t ops, per_session, done = 0;
   unsigned only;
-  unsigned long compared = 0, maps = 0, merges = 0, checks = 0;
+  unsigned long compared = 0, maps = 0, merges = 0, checks = 0, flushes = 0, flushed = 0, handed_over = 0;
+  unsigned long older = 0, cuts = 0;
   uint64_t bytes = 0, seed;
-  bool can_map = !test_flag(argc, argv, "--no-map");
+  bool msync = test_flag(argc, argv, "--msync");
+  unsigned modes = modes_of(test_option_string(argc, argv, "--mode"), msync);
 
-  if (can_map)
-    test_force_pmem(argv);
-  else
+  if (msync)
     test_unforce_pmem(argv);
+  else
+    test_force_pmem(argv);
   seed = test_seed(argc, argv);
   ops = test_option(argc, argv, "--ops", 10000);
   per_session = test_option(argc, argv, "--session-ops", 500);
@@ -229,7 +253,8 @@ int main(int argc, char **argv)
     w->seed = seed;
     w->session = session;
     w->rng.state = test_mix(seed + 1) ^ test_mix(session + UINT64_C(0x5eed));
-    w->can_map = can_map;
+    w->modes = modes;
+    w->msync = msync;
     world_now = w;
     session_begin(w, argc, argv);
     count = w->large ? per_session / 10 : per_session; /* comparing costs by size */
@@ -246,10 +271,17 @@ int main(int argc, char **argv)
     maps += w->maps;
     merges += w->merges;
     checks += w->checks;
+    flushes += w->flushes;
+    flushed += w->flushed;
+    handed_over += w->handed_over;
+    older += w->older;
+    cuts += w->cuts;
     world_now = NULL;
     free(w);
   }
   printf("%" PRIu64 " operations, %lu views compared (%" PRIu64 " MiB), %lu maps, %lu merges, %lu checks\n",
          done, compared, bytes / MIB, maps, merges, checks);
+  printf("%lu flushes of maps, %lu pages flushed, %lu handed over, %lu words of crashes older than stored, %lu cuts\n",
+         flushes, flushed, handed_over, older, cuts);
   return 0;
 }
