@@ -240,12 +240,18 @@ static int share_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu
 {
   uint64_t page = map_unit_first(m, u->number) + first, length = (end - first) * PAGE_BYTES;
   uint8_t *address = map_address(m, page);
+  bool populate = m->populate && length <= HUGE_BYTES;
+  int flags = m->shared_flags | MAP_FIXED;
 
-  if (mmap(address, length, PROT_READ | PROT_WRITE, m->shared_flags | MAP_FIXED, m->image->store->fd,
+  /* On tmpfs nobody asks which pages were stored to: what a read maps is writable, 16 pages at a time.
+   * Elsewhere the first write to each page would be a fault once more. */
+  if (populate && m->tmpfs)
+    flags |= MAP_POPULATE;
+  if (mmap(address, length, PROT_READ | PROT_WRITE, flags, m->image->store->fd,
            (off_t)head_page_offset(m->image->head, u, first)) == MAP_FAILED)
     return failed(m, errno, "map", page, length);
   madvise(address, length, MADV_DONTFORK);
-  if (m->populate && length <= HUGE_BYTES)
+  if (populate && !m->tmpfs)
     madvise(address, length, MADV_POPULATE_WRITE);
   area_forget(m, mu, first, end);
   map_unit_set(m, &mu->writable, first, end);

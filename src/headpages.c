@@ -48,23 +48,38 @@ static void undo_pages(struct head *h, struct unit *u, uint64_t first, uint64_t 
   }
 }
 
+/* Absent pages get space, and what lies beneath. */
 static int copy_run(struct head *h, struct unit *u, uint64_t first, uint64_t end)
 {
   uint64_t unit_start = u->number * h->store->geo.unit_bytes;
   g_autofree uint8_t *buffer = g_try_malloc(MIN((end - first) * PAGE_BYTES, COPY_BYTES));
+  bool allocated = false;
   int ret = 0;
 
   if (!buffer)
     return fail(ENOMEM, "%s: no memory to copy pages", h->store->path);
   while (ret == 0 && first < end) {
-    uint64_t n = MIN((end - first) * PAGE_BYTES, COPY_BYTES);
+    uint64_t n = MIN((end - first) * PAGE_BYTES, COPY_BYTES), at = head_page_offset(h, u, first);
 
     ret = view_cache_read(h->cache, unit_start + first * PAGE_BYTES, buffer, n);
-    if (ret == 0)
-      ret = persist_copy(h->store->p, head_page_offset(h, u, first), buffer, n);
+    if (ret == 0 && (allocated || persist_fill(h->store->p, at, buffer, n))) {
+      if (!allocated)
+        ret = persist_allocate(h->store->p, at, (end - first) * PAGE_BYTES);
+      allocated = true;
+      if (ret == 0)
+        ret = persist_copy(h->store->p, at, buffer, n);
+    }
     first += n / PAGE_BYTES;
   }
   return ret;
+}
+
+/* Absent pages get space. */
+static int reserve_run(struct head *h, struct unit *u, uint64_t first, uint64_t end)
+{
+  uint64_t at = head_page_offset(h, u, first), n = (end - first) * PAGE_BYTES;
+
+  return persist_fill(h->store->p, at, NULL, n) ? persist_allocate(h->store->p, at, n) : 0;
 }
 
 /* Brings the content of absent pages [first, end) into the slot, run by run of what lies beneath.
@@ -84,10 +99,10 @@ static int fetch(struct head *h, struct unit *u, view_cursor *lower, uint64_t fi
       break;
     to = MIN(end, r->page + r->count - unit_first);
     if (data || !(flags & HEAD_SKIP_ZERO)) {
-      if (data || (flags & HEAD_RESERVE))
-        ret = persist_allocate(h->store->p, head_page_offset(h, u, first), (to - first) * PAGE_BYTES);
-      if (ret == 0 && data)
+      if (data)
         ret = copy_run(h, u, first, to);
+      else if (flags & HEAD_RESERVE)
+        ret = reserve_run(h, u, first, to);
       bits_set(taken, first - base, to - base);
       if (data)
         counts->copied += to - first;

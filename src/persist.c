@@ -3,8 +3,8 @@
  * How a store becomes durable. Stores go through aliases: mappings of the file that belong to this
  * module alone, made on demand, one for each 64 GiB of the file that is touched and each one VMA.
  * What changes the media passes one of a few places: media_copy(), media_word(), media_flush*(),
- * media_drain(), media_sync(), and change_*() in persistspace.c; each counts, and says what it did to
- * whoever watches.
+ * media_drain(), media_sync(), media_fill() in persistfill.c and change_*() in persistspace.c; each counts,
+ * and says what it did to whoever watches.
  */
 #include "persiststate.h"
 
@@ -116,6 +116,7 @@ void persist_close(struct persist *p)
       g_free(a);
     }
   }
+  persist_close_stages(p);
   g_hash_table_unref(p->reserved);
   g_mutex_clear(&p->lock);
   g_mutex_clear(&p->sync_lock);
@@ -249,7 +250,7 @@ int persist_probe(struct persist *p, uint64_t offset, uint64_t length)
 
 /* ---- The places that change the media ---- */
 
-static void media_flush(struct persist *p, uint64_t offset, const void *address, uint64_t length)
+void media_flush(struct persist *p, uint64_t offset, const void *address, uint64_t length)
 {
   watch_begin(p);
   pmem_flush(address, length);

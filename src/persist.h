@@ -80,6 +80,11 @@ int persist_read(struct persist *p, uint64_t offset, void *buffer, size_t length
 /* Copies bytes to the file, any alignment. Owed: a fence. Space must be there. */
 int persist_copy(struct persist *p, uint64_t offset, const void *source, size_t length);
 
+/* Gives a hole of the file, whole pages, space and content: SOURCE, or zeros when it is NULL. Owed: a fence.
+ * -EAGAIN, without a message: not possible here, and anything may be in these pages; the caller gets space
+ * for them and copies. */
+int persist_fill(struct persist *p, uint64_t offset, const void *source, uint64_t length);
+
 /* Stores one 8-byte word (host order in, little-endian on the media), atomically for other processes
  * and for a crash. OFFSET is a multiple of 8. Owed: a fence. */
 int persist_store64(struct persist *p, uint64_t offset, uint64_t value);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What persist.c and persistspace.c share; private to them.
+ * What persist.c, persistfill.c and persistspace.c share; private to them.
  */
 #ifndef PCOW_PERSISTSTATE_H
 #define PCOW_PERSISTSTATE_H
@@ -20,9 +20,11 @@ struct persist {
   char *path;
   enum persist_mode mode;
   bool map_sync;                /* the file system makes blocks durable before a store can reach them */
-  GMutex lock;                  /* aliases (adding), reserved, growing */
+  GMutex lock;                  /* aliases (adding), stages, reserved, growing */
   _Atomic(struct alias *) aliases[ALIAS_BUCKETS];
   GHashTable *reserved;         /* chunk number → bits */
+  GHashTable *stages;           /* number of STAGE_BYTES + 1 → mapping; NULL: not asked for yet */
+  int stage_fd;                 /* userfaultfd that they are registered with; -1: none */
 
   /* Syncs that are owed and done are counted, not flagged: one thread's sync pays for all that was
    * owed when it began, and a thread whose debt is being paid by another waits for it. */
@@ -51,6 +53,11 @@ int persist_alias(struct persist *p, uint64_t offset, uint64_t length);
 
 /* Can a range be stored to? Else a SIGBUS becomes -EIO, or -EUCLEAN where the file ends before it. */
 int persist_probe(struct persist *p, uint64_t offset, uint64_t length);
+
+/* Writes back the cache lines of a range of the file, which is mapped at ADDRESS. */
+void media_flush(struct persist *p, uint64_t offset, const void *address, uint64_t length);
+
+void persist_close_stages(struct persist *p);
 
 /* Orders nothing. */
 static inline void count(_Atomic uint64_t *counter, uint64_t n)
