@@ -73,6 +73,25 @@ static int beneath(struct pcow_mapping *m, const struct unit *u, uint64_t page, 
   return ret;
 }
 
+/* How much a fault on PAGE of a unit takes: as the stream goes on that it continues, else the granule;
+ * but of a granule that has nothing yet the page alone, while there is room for the areas that this may
+ * cost. So what is written here and there costs a page each, what is written nearby one more fault. */
+static void choose_range(struct pcow_mapping *m, const struct unit *u, const struct map_unit *mu, uint64_t page,
+                         unsigned factor, uint64_t *first, uint64_t *end)
+{
+  uint64_t pages = head_unit_pages(m->image->head, u->number);
+  uint64_t window = window_find(m, map_unit_first(m, u->number) + page, 1, WINDOW_MOST, factor);
+
+  *first = page & ~(m->granule - 1);
+  *end = MIN(*first + m->granule, pages);
+  if (window > 1)
+    *end = MIN(MAX(*first + window, *end), pages);
+  else if (m->adaptive && map_find(mu->writable, *first, *end, true) == *end && vmabudget_ample()) {
+    *first = page;
+    *end = page + 1;
+  }
+}
+
 static int publish(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end, unsigned flags)
 {
   struct head *h = m->image->head;
@@ -113,7 +132,7 @@ static int first_write(struct pcow_mapping *m, struct unit *u, uint64_t page, bo
 {
   struct map_unit *mu = map_unit_get(m, u->number);
   uint64_t zero = map_unit_first(m, u->number);
-  uint64_t window, first, end;
+  uint64_t first, end;
   bool data = false, all = false;
   int ret = beneath(m, u, page, &data, &all);
 
@@ -121,9 +140,7 @@ static int first_write(struct pcow_mapping *m, struct unit *u, uint64_t page, bo
     return ret;
   if (!m->guarded && !all && map_find(mu->async, 0, m->unit_pages, true) == m->unit_pages)
     return write_native(m, u, page, o);
-  window = window_find(m, zero + page, m->granule, WINDOW_MOST, data ? FACTOR_COPY : FACTOR_THIN);
-  first = page & ~(m->granule - 1);
-  end = MIN(first + window, head_unit_pages(m->image->head, u->number));
+  choose_range(m, u, mu, page, data ? FACTOR_COPY : FACTOR_THIN, &first, &end);
   trim(mu->writable, page, &first, &end);
   trim(mu->dense, page, &first, &end);
   trim(mu->async, page, &first, &end);
@@ -155,11 +172,10 @@ static int dense_hole(struct pcow_mapping *m, struct unit *u, uint64_t page, str
 {
   struct map_unit *mu = map_unit_get(m, u->number);
   uint64_t zero = map_unit_first(m, u->number);
-  uint64_t window = window_find(m, zero + page, m->granule, WINDOW_MOST, FACTOR_THIN);
-  uint64_t first = page & ~(m->granule - 1);
-  uint64_t end = MIN(first + window, head_unit_pages(m->image->head, u->number));
+  uint64_t first, end;
   int ret;
 
+  choose_range(m, u, mu, page, FACTOR_THIN, &first, &end);
   for (uint64_t at = page; at > first; at--)
     if (!map_test(mu->dense, at - 1))
       first = at;

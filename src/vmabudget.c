@@ -100,6 +100,11 @@ bool vmabudget_pressed(void)
   return room < 0;
 }
 
+bool vmabudget_ample(void)
+{
+  return vmabudget_room() > (int64_t)(limit / 2);
+}
+
 void vmabudget_override(uint64_t max)
 {
   override = max;

@@ -20,6 +20,8 @@ void vmabudget_count(void);
 /* True when ranges should be merged: the estimate, confirmed by a count where that is not too
  * expensive now, is beyond vmabudget_limit(). */
 bool vmabudget_pressed(void);
+/* Less than half of the budget is used. */
+bool vmabudget_ample(void);
 
 /* Areas that may still be added until then; negative: that many too many. By the tally. */
 int64_t vmabudget_room(void);

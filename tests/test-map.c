@@ -186,6 +186,64 @@ static void overlay(uint64_t unit, uint32_t base_format)
 }
 
 /* At a caller's address, beside other memory, growing. */
+/* How much first writes take: a page for one that stands alone, its granule for the second one there, and
+ * more and more for a sequence; the granule at once where areas are scarce, or a granule was asked for. */
+static void amounts(bool base)
+{
+  const uint64_t pages = 4096;
+  char *path = test_path("amounts-%d", base);
+  struct pcow_map_options o = PCOW_INIT(o);
+  struct pcow_mapping_stats before, after;
+  pcow_image *image;
+  pcow_mapping *m;
+  volatile uint8_t *p;
+
+  test_create(path, pages * PAGE, 128 * MIB, base ? make_base(test_path("amounts-raw"), pages) : NULL,
+              PCOW_FORMAT_RAW, NULL);
+  image = test_open(path, PCOW_OPEN_RDWR, NULL);
+  m = test_map(image, NULL);
+  p = pcow_mapping_address(m);
+#define TAKEN(count, faults, ...)                                                                      \
+  do {                                                                                                 \
+    before = test_stats(m);                                                                            \
+    __VA_ARGS__;                                                                                       \
+    after = test_stats(m);                                                                             \
+    CHECK(after.pages_copied + after.pages_reserved - before.pages_copied - before.pages_reserved ==   \
+            (uint64_t)(count),                                                                         \
+          "%s: %lu pages instead of %lu", #__VA_ARGS__,                                                \
+          (unsigned long)(after.pages_copied + after.pages_reserved - before.pages_copied -            \
+                          before.pages_reserved),                                                      \
+          (unsigned long)(count));                                                                     \
+    CHECK(after.write_faults - before.write_faults <= (faults), "%s: %lu first writes", #__VA_ARGS__,  \
+          (unsigned long)(after.write_faults - before.write_faults));                                  \
+  } while (0)
+  TAKEN(1, 1, p[37 * PAGE] = 1);
+  TAKEN(1, 1, p[100 * PAGE] = 1);
+  TAKEN(10, 1, p[42 * PAGE] = 1);       /* the rest of 32 … 47 behind page 37 */
+  TAKEN(5, 1, p[32 * PAGE] = 1);        /* and before it */
+  TAKEN(0, 0, for (unsigned i = 32; i < 48; i++) p[i * PAGE] = 2);
+  before = test_stats(m);
+  for (unsigned i = 1024; i < 3072; i++)
+    p[i * PAGE] = 3;
+  after = test_stats(m);
+  CHECK(after.write_faults - before.write_faults <= 16, "%lu first writes in 8 MiB one after the other",
+        (unsigned long)(after.write_faults - before.write_faults));
+  OK(pcow_unmap(m));
+  o.granule = 64 * KIB;
+  m = test_map(image, &o);
+  p = pcow_mapping_address(m);
+  TAKEN(16, 1, p[300 * PAGE] = 1);
+  OK(pcow_unmap(m));
+  m = test_map(image, NULL);
+  p = pcow_mapping_address(m);
+  TAKEN(1, 1, p[400 * PAGE] = 1);
+  vmabudget_override(8 * vmabudget_counted() / 3 + 200);        /* the limit is 3/8 of it */
+  TAKEN(16, 1, p[200 * PAGE] = 1);
+  vmabudget_override(0);
+#undef TAKEN
+  OK(pcow_close(image));
+}
+
 static void growing(void)
 {
   char *path = test_path("growing");
@@ -439,6 +497,8 @@ int main(int argc, char **argv)
   overlay(2 * MIB, PCOW_FORMAT_RAW);
   overlay(64 * KIB, PCOW_FORMAT_PCOW);
   overlay(128 * MIB, PCOW_FORMAT_PCOW);
+  amounts(false);
+  amounts(true);
   growing();
   enormous(PCOW_THIN_GUARDED);
   enormous(PCOW_THIN_NATIVE);

@@ -377,7 +377,8 @@ struct pcow_map_options {
                           [address, address + max(reserve, size)), which is replaced */
   uint64_t reserve;    /* bytes of address space to hold for growing later; 0: the virtual size */
   uint64_t granule;    /* bytes that a first write copies at least; power of two, 4 KiB … 2 MiB;
-                          0: 64 KiB, growing while writes run sequentially */
+                          0: 64 KiB, growing while writes run sequentially; the page alone where no
+                          other page of the 64 KiB was written and areas of memory (VMAs) are plenty */
   uint64_t dram_limit; /* bytes of DRAM for clean copies of lower pages where they cannot be mapped;
                           0: 256 MiB */
   pcow_nospace_fn nospace; /* NULL: the storing thread gets SIGBUS (a system call -EFAULT), as from
