@@ -138,11 +138,11 @@ static int paint_slot(struct paint *p, struct layer *l, int fd, const struct slo
 }
 
 /* The file's writer may have gone on since the superblock was read: a slot beyond its high-water mark,
- * or of an epoch that did not exist, is valid if these have risen. */
-static bool refresh_bounds(struct layer *l, int fd)
+ * or of an epoch that did not exist, is valid if these have risen since USED was taken, by whomever. */
+static bool refresh_bounds(struct layer *l, int fd, const struct superblock *used)
 {
   struct superblock now;
-  bool risen = false;
+  bool risen;
 
   if ((!l->walk_lock && !l->own_fd) || superblock_read(fd, l->path, false, &now, NULL))
     return false;
@@ -150,8 +150,8 @@ static bool refresh_bounds(struct layer *l, int fd)
   if (now.slot_count > l->sb.slot_count || now.next_epoch > l->sb.next_epoch) {
     l->sb.slot_count = now.slot_count;
     l->sb.next_epoch = now.next_epoch;
-    risen = true;
   }
+  risen = l->sb.slot_count > used->slot_count || l->sb.next_epoch > used->next_epoch;
   g_mutex_unlock(&l->walk_mutex);
   return risen;
 }
@@ -170,23 +170,25 @@ static struct superblock bounds(struct layer *l)
   return sb;
 }
 
-static int read_chain(struct layer *l, int fd, uint64_t unit, uint64_t word, GArray *chain)
+static int read_chain(struct layer *l, int fd, uint64_t unit, uint64_t word, GArray *chain, struct superblock *sb)
 {
-  struct superblock sb = bounds(l);
   uint64_t index;
-  int ret = slotwalk_reference(l->path, &sb, unit, word, &index);
+  int ret;
 
+  *sb = bounds(l);
+  ret = slotwalk_reference(l->path, sb, unit, word, &index);
   g_array_set_size(chain, 0);
-  return ret ? ret : slotwalk_chain(fd, l->path, &sb, unit, index, chain);
+  return ret ? ret : slotwalk_chain(fd, l->path, sb, unit, index, chain);
 }
 
 static int paint_unit(struct paint *p, struct layer *l, int fd, uint64_t unit, uint64_t word)
 {
   g_autoptr(GArray) chain = g_array_new(FALSE, FALSE, sizeof(struct slot_info));
-  int ret = read_chain(l, fd, unit, word, chain);
+  struct superblock used;
+  int ret = read_chain(l, fd, unit, word, chain, &used);
 
-  for (unsigned i = 0; ret == -EUCLEAN && i < 3 && (refresh_bounds(l, fd) || l->walk_lock); i++)
-    ret = read_chain(l, fd, unit, word, chain);
+  for (unsigned i = 0; ret == -EUCLEAN && i < 3 && (refresh_bounds(l, fd, &used) || l->walk_lock); i++)
+    ret = read_chain(l, fd, unit, word, chain, &used);
   for (unsigned i = 0; ret == 0 && i < chain->len && p->left; i++) {
     const struct slot_info *slot = &g_array_index(chain, struct slot_info, i);
     uint64_t limit = epoch_view_limit(l->view, slot->epoch);
@@ -348,13 +350,14 @@ static uint64_t next_in_unit(struct layer *l, int fd, uint64_t page, uint64_t en
   g_autoptr(GArray) chain = g_array_new(FALSE, FALSE, sizeof(struct slot_info));
   const struct geometry *g = &l->geo;
   uint64_t start = unit * g->unit_pages, found = end, word;
+  struct superblock used;
   int ret = layer_walk_begin(l, fd);
 
   if (ret)
     return page;
   ret = slotwalk_map_words(fd, l->path, unit, 1, &word);
   if (ret == 0)
-    ret = read_chain(l, fd, unit, word, chain);
+    ret = read_chain(l, fd, unit, word, chain, &used);
   for (unsigned i = 0; ret == 0 && i < chain->len; i++) {
     uint64_t bitmap = geometry_bitmap(g, g_array_index(chain, struct slot_info, i).index);
     off_t data = lseek(fd, (off_t)(bitmap + (page - start) / 64 * 8), SEEK_DATA);

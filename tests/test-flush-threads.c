@@ -9,6 +9,8 @@
  */
 #include "testlib.h"
 
+#include "image.h"
+
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
@@ -82,6 +84,32 @@ static void *run_writer(void *argument)
   return NULL;
 }
 
+/* What the head has now, without the mapping, is at least what was stored BEFORE a flush that returned. */
+static void check_head(const uint64_t *before, uint64_t page)
+{
+  uint64_t words[PCOW_PAGE_SIZE / 8], base[PCOW_PAGE_SIZE / 8];
+  unsigned shift = image->store->sb.unit_shift;
+  struct unit *u;
+  int error;
+
+  pthread_rwlock_rdlock(&image->lock);
+  u = head_lock_unit(image->head, page * PAGE >> shift, &error);
+  CHECK(u, "the unit cannot be locked");
+  OK(head_read(image->head, u, page * PAGE & ((UINT64_C(1) << shift) - 1), words, PAGE));
+  head_unlock_unit(image->head, u);
+  pthread_rwlock_unlock(&image->lock);
+  memset(base, 0, PAGE);
+  if (page % 5)
+    test_page_fill(base, page);
+  for (unsigned w = 0; w < writers; w++) {
+    uint64_t value = words[64 + w * 8];
+
+    CHECK((value == base[64 + w * 8] ? 0 : value) >= before[page * WRITERS_MOST + w],
+          "page %" PRIu64 ", writer %u: a flush returned before %" PRIu64 " was in the file", page, w,
+          before[page * WRITERS_MOST + w]);
+  }
+}
+
 static void *run_flusher(void *argument)
 {
   struct thread *t = argument;
@@ -104,6 +132,8 @@ static void *run_flusher(void *argument)
       while (now < before[i] && !atomic_compare_exchange_weak(&durable()[i], &now, before[i]))
         continue;
     }
+    for (unsigned i = 0; i < 100; i++)
+      check_head(before, first + rng_below(&t->rng, count));
     stats = test_stats(map);
     shared->flushed = stats.pages_flushed;
     shared->handed_over = stats.pages_handed_over;
