@@ -268,6 +268,7 @@ int mapping_store(struct pcow_image *image, struct unit *u, uint64_t offset, con
       }
     }
     offset += n;
+    length -= n;
     from += n;
     page = to;
   }
