@@ -281,10 +281,12 @@ bool mapping_tracks(struct pcow_image *image, uint64_t unit)
 {
   struct pcow_mapping *m = image->map;
   struct map_unit *mu = m && unit < m->unit_count ? g_atomic_pointer_get(&m->units[unit]) : NULL;
+  /* Not those beyond the end, which mapping_hold_unit() could do nothing about. */
+  uint64_t pages = head_unit_pages(image->head, unit);
 
-  if (m && m->all_async)
-    return true;
-  return mu && map_find(mu->async, 0, m->unit_pages, true) < m->unit_pages;
+  if (m && m->all_async && !mu)
+    return unit < m->unit_count;
+  return mu && map_find(mu->async, 0, pages, true) < pages;
 }
 
 int mapping_hold_unit(struct pcow_image *image, uint64_t unit)
