@@ -6,11 +6,11 @@
  *
  *     test-model [--seed N] [--ops N] [--session K] [--session-ops N] [--layers N] [--unit SIZE]
  *                [--size SIZE] [--max-maps N] [--dir DIR] [--mode store|flush|all|no-map] [--msync]
- *                [--without NAME,…] [--verbose]
+ *                [--nobody] [--without NAME,…] [--verbose]
  *
  * --session K begins at the K-th session of the seed. --without leaves operations out, and --mode maps (and so
  * both change what the seed draws). With --msync only fdatasync(2) makes stores durable, so that maps are
- * flush-durable.
+ * flush-durable. --nobody runs unprivileged: maps are flush-durable and nobody can be made to wait.
  */
 #include "model-world.h"
 #include "vmabudget.h"
@@ -241,6 +241,10 @@ int main(int argc, char **argv)
   verbose = test_flag(argc, argv, "--verbose");
   operations_without(test_option_string(argc, argv, "--without"));
   test_dir(argc, argv);
+  if (test_flag(argc, argv, "--nobody")) {
+    test_become_nobody();
+    modes &= MODE_FLUSH;
+  }
   test_on_failure(report);
   crash_handlers[SIGSEGV] = signal(SIGSEGV, on_crash);
   crash_handlers[SIGBUS] = signal(SIGBUS, on_crash);
