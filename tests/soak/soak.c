@@ -4,9 +4,10 @@
  * work, or some microseconds after an operation of a certain kind began -, starts them again, and fills the
  * file system now and then. Each start of a worker verifies everything that was acknowledged before.
  *
- *     soak [--seconds N] [--kills N] [--workers N] [--mode all|no-map] [--fill] [--seed N] [--dir DIR]
+ *     soak [--seconds N] [--kills N] [--workers N] [--mode store|flush|all|no-map] [--fill] [--seed N] [--dir DIR]
  *
- * Ends after that many seconds, or after that many kills. --fill is for a file system of the soak's own
+ * Workers map in either way, or in the given one. Ends after that many seconds, or after that many kills.
+ * --fill is for a file system of the soak's own
  * (tests/with-fs.sh makes one of, say, 256M). A kill keeps what is in the page cache: what a missing
  * flush or fence loses is not seen here.
  */
@@ -133,7 +134,7 @@ static void set_up(void)
 }
 
 /* In a process of its own: afterwards this one has no threads of the library. */
-static bool can_map(void)
+static bool can_map(uint32_t durability)
 {
   pid_t child = (pid_t)SYS(fork());
   int status;
@@ -145,10 +146,10 @@ static bool can_map(void)
     int result;
 
     test_create(path, MIB, 0, NULL, PCOW_FORMAT_NONE, NULL);
-    options.durability = PCOW_STORE_DURABLE;
+    options.durability = durability;
     result = pcow_map(test_open(path, PCOW_OPEN_RDWR, NULL), &options, &map);
     if (result < 0)
-      printf("nothing is mapped: %s\n", pcow_errormsg());
+      printf("not mapped so: %s\n", pcow_errormsg());
     fflush(stdout);
     unlink(path);
     _exit(result < 0);
@@ -375,6 +376,8 @@ static void summary(uint64_t begin)
            sum_at(offsetof(struct worker, killed) + k * sizeof(uint64_t)));
     all += done;
   }
+  printf("\nflush-durable maps %" PRIu64 ", stores to them %" PRIu64 ", flushes repeated for want of space %" PRIu64,
+         SUM(flush_maps), SUM(flush_stores), SUM(again));
   printf("\nstores of second threads %" PRIu64 ", cuts under them %" PRIu64 ", readers held %" PRIu64
          ", torn blocks written again %" PRIu64 ", leaked slots seen %" PRIu64 "\n",
          SUM(lane_stores), SUM(cuts), SUM(readers), SUM(torn), SUM(leaks));
@@ -394,7 +397,8 @@ int main(int argc, char **argv)
 
   workers = (unsigned)test_option(argc, argv, "--workers", 3);
   CHECK(workers && workers <= WORKERS_MAX, "1 to %u workers", WORKERS_MAX);
-  CHECK(!mode || strcmp(mode, "all") == 0 || strcmp(mode, "no-map") == 0, "unknown mode '%s'", mode);
+  CHECK(!mode || strcmp(mode, "all") == 0 || strcmp(mode, "store") == 0 || strcmp(mode, "flush") == 0 ||
+        strcmp(mode, "no-map") == 0, "unknown mode '%s'", mode);
   if (most && !test_option_string(argc, argv, "--seconds"))
     seconds = 3600;
   test_dir(argc, argv);
@@ -410,7 +414,14 @@ int main(int argc, char **argv)
     atomic_store(&shared->worker[w].lane_image, -1);
   }
   set_up();
-  shared->map = (!mode || strcmp(mode, "all") == 0) && can_map();
+  if ((!mode || strcmp(mode, "flush") != 0) && can_map(PCOW_STORE_DURABLE))
+    shared->modes |= MODE_STORE;
+  if ((!mode || strcmp(mode, "store") != 0) && can_map(PCOW_FLUSH_DURABLE))
+    shared->modes |= MODE_FLUSH;
+  if (mode && strcmp(mode, "no-map") == 0)
+    shared->modes = 0;
+  if (mode && strcmp(mode, "no-map") != 0 && !shared->modes)
+    test_skip("nothing can be mapped so here");
   test_on_failure(report_all);
   reporting = true;
   if (shared->fills) {

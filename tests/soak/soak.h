@@ -29,6 +29,9 @@
 #define SNAPS 6u
 #define WORKERS_MAX 16u
 #define LOG 64u
+
+#define MODE_STORE 1u /* store-durable maps */
+#define MODE_FLUSH 2u
 #define COMMON_WRITER 255u
 
 /* What one view shows. */
@@ -78,7 +81,7 @@ struct op {
   uint32_t first, end;   /* blocks */
   uint32_t seq;
   uint32_t id, slot;     /* of a snapshot */
-  uint32_t mapped;       /* what returns is visible to all at once */
+  uint32_t durable;      /* what returns can be seen by all at once; UNMAP: it flushed all */
   uint32_t lane_from, lane_limit;
   uint64_t size, size_before, unit;
   struct base base;
@@ -90,7 +93,8 @@ struct worker {
   struct op op;
   uint32_t next_seq, next_id;
 
-  /* The second thread stores number lane_begun, and when that is durable, lane_acked follows. */
+  /* The second thread stores number lane_begun, and when that is durable, by whatever the map needs for that,
+   * lane_acked follows. */
   _Atomic int32_t lane_image; /* -1: it does not run */
   uint32_t lane_first;        /* the first number of this run */
   _Atomic uint32_t lane_begun, lane_acked;
@@ -105,6 +109,7 @@ struct worker {
 
   _Atomic uint64_t done[OP_KINDS], killed[OP_KINDS];
   _Atomic uint64_t reopens, pages, enospc, holds, lane_stores, cuts, readers, torn, leaks;
+  _Atomic uint64_t flush_maps, flush_stores, again; /* again: flushes that were repeated for want of space */
 
   char log[LOG][120]; /* the last operations */
   _Atomic uint32_t log_count;
@@ -119,7 +124,7 @@ struct shared {
   _Atomic uint64_t full_until;  /* milliseconds; when that ended last */
   _Atomic uint32_t filled;      /* how often */
   uint32_t fills;               /* whether it ever does */
-  uint32_t map;                 /* whether stores can be durable here */
+  uint32_t modes;               /* MODE_*: the maps that there can be */
   struct view common, raw;      /* the bases that all workers share */
   struct worker worker[WORKERS_MAX];
 };
@@ -184,6 +189,7 @@ struct session {
   struct image *image;
   pcow_image *handle;
   pcow_mapping *map;
+  bool flush_durable; /* the map is */
   unsigned char *address;
   pcow_image *reader; /* of a snapshot, held open */
   unsigned reader_slot;

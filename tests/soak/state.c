@@ -106,7 +106,7 @@ void op_begin(const struct op *op)
 
   say("%s image %u blocks %u-%u seq %u id %u slot %u size %" PRIu64 " base %u:%u:%u%s", kind_names[kind],
       op->image, op->first, op->end, op->seq, op->id, op->slot, op->size, op->base.kind, op->base.image,
-      op->base.id, op->mapped ? " mapped" : "");
+      op->base.id, op->durable ? " durable" : "");
   CHECK(atomic_load(&me->op.phase) == IDLE, "the soak itself is wrong: two operations at a time");
   memcpy((char *)&me->op + skip, (const char *)op + skip, sizeof *op - skip);
   atomic_store(&me->op.phase, INTENT);
@@ -176,7 +176,7 @@ void op_apply(void)
 
     for (uint32_t b = op->first; b < op->end; b++)
       i->head.block[b] = op->seq;
-    if (op->mapped)
+    if (op->durable)
       memcpy(i->durable + first, i->head.block + first, (end - first) * sizeof i->durable[0]);
   }
   switch (op->kind) {
@@ -226,6 +226,10 @@ void op_apply(void)
   case OP_FLUSH:
   case OP_CLOSE:
     all_durable(i);
+    break;
+  case OP_UNMAP:
+    if (op->durable)
+      all_durable(i);
     break;
   default:
     break;

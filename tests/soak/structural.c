@@ -233,7 +233,7 @@ void reader_end(struct session *s)
     return;
   say("reader of snapshot %u ends", snap->id);
   view_verify(s->reader, &snap->view, "a snapshot that was held open");
-  if (shared->map && rng_chance(&s->rng, 50)) {
+  if (shared->modes && rng_chance(&s->rng, 50)) {
     const unsigned char *range;
 
     OK(pcow_map(s->reader, NULL, &map));

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * A worker: verifies what it finds, then works in sessions, each with one image open for writing, often
- * mapped, with a second thread that stores numbers and makes each durable before the next. Writers that
- * are held for want of space are let go when there is some.
+ * mapped in one way or the other, with a second thread that stores numbers and makes each durable before the
+ * next. Writers that are held for want of space are let go when there is some; a flush that found none is
+ * repeated, and meanwhile nothing is lost.
  */
 #include "soak.h"
 
@@ -27,6 +28,30 @@ static atomic_bool lanes_stop, resume_stop;
 
 /* ---- Threads beside a mapping ---- */
 
+/* Until there is space. Otherwise the error. */
+static int flush_patiently(struct session *s, uint64_t offset, uint64_t length, const void *stored)
+{
+  for (;;) {
+    uint64_t since = now_ms();
+    int result = pcow_flush(s->map, offset, length);
+    unsigned char *bytes;
+
+    if (!nospace(result, since))
+      return result;
+    atomic_fetch_add(&me->again, 1);
+    atomic_fetch_add(&me->progress, 1);
+    bytes = test_alloc(length);
+    test_range_load(bytes, s->address + offset, length);
+    CHECK(memcmp(bytes, stored, length) == 0, "image %u: after a flush that found no space, stores at %" PRIu64
+          " are gone from the map", s->index, offset);
+    OK(pcow_pread(s->handle, bytes, length, offset));
+    CHECK(memcmp(bytes, stored, length) == 0, "image %u: after a flush that found no space, stores at %" PRIu64
+          " do not read", s->index, offset);
+    free(bytes);
+    usleep(20000);
+  }
+}
+
 static void *store_lanes(void *argument)
 {
   struct session *s = argument;
@@ -39,7 +64,14 @@ static void *store_lanes(void *argument)
 
     atomic_store(&me->lane_begun, number);
     test_range_store(range + at, &word, 8);
-    OK(pcow_persist(s->map, at, 8));
+    if (s->flush_durable) {
+      page_buffer page = { 0 };
+
+      memcpy(page + at % PAGE, &word, 8);
+      OK(flush_patiently(s, at - at % PAGE, PAGE, page));
+    } else {
+      OK(pcow_persist(s->map, at, 8));
+    }
     pthread_mutex_lock(&lanes_lock);
     atomic_store(&me->lane_acked, number);
     s->image->head.lane[number % LANES] = number;
@@ -108,7 +140,10 @@ static void session_map(struct session *s)
   uint64_t since = now_ms();
   int result;
 
-  options.durability = PCOW_STORE_DURABLE;
+  s->flush_durable = shared->modes == MODE_FLUSH || (shared->modes & MODE_FLUSH && rng_chance(&s->rng, 50));
+  options.durability = s->flush_durable ? PCOW_FLUSH_DURABLE : PCOW_STORE_DURABLE;
+  if (s->flush_durable && (shared->fills || rng_chance(&s->rng, 50)))
+    options.thin = PCOW_THIN_GUARDED; /* else a store on a full file system is a SIGBUS */
   options.reserve = PAGES_MAX * PAGE;
   options.granule = rng_chance(&s->rng, 50) ? PAGE : 0;
   options.nospace = on_nospace;
@@ -121,6 +156,8 @@ static void session_map(struct session *s)
   }
   OK(result);
   op_end();
+  if (s->flush_durable)
+    atomic_fetch_add(&me->flush_maps, 1);
   s->address = pcow_mapping_address(s->map);
   atomic_store(&resume_stop, false);
   CHECK(!pthread_create(&resume_thread, NULL, resume_held, s->map), "no thread");
@@ -128,19 +165,37 @@ static void session_map(struct session *s)
     lanes_begin(s);
 }
 
-static void session_unmap(struct session *s)
+static void end_threads(struct session *s)
 {
-  struct op op = { .kind = OP_UNMAP, .image = s->index };
-  bool noted = atomic_load(&me->op.phase) == IDLE;
-
   if (!s->map)
     return;
   lanes_end();
   atomic_store(&resume_stop, true);
   pthread_join(resume_thread, NULL);
+}
+
+static void session_unmap(struct session *s)
+{
+  struct op op = { .kind = OP_UNMAP, .image = s->index, .durable = s->flush_durable };
+  bool noted = atomic_load(&me->op.phase) == IDLE;
+
+  if (!s->map)
+    return;
+  end_threads(s);
   if (noted)
     op_begin(&op);
-  OK(pcow_unmap(s->map));
+  for (;;) {
+    uint64_t since = now_ms();
+    int result = pcow_unmap(s->map);
+
+    if (!s->flush_durable || !nospace(result, since)) {
+      OK(result);
+      break;
+    }
+    atomic_fetch_add(&me->again, 1); /* the mapping is still there */
+    atomic_fetch_add(&me->progress, 1);
+    usleep(20000);
+  }
   if (noted)
     op_end();
   s->map = NULL;
@@ -179,11 +234,15 @@ bool session_close(struct session *s)
   uint64_t since = now_ms();
   int result;
 
-  session_unmap(s);
+  if (s->map && rng_chance(&s->rng, 30)) /* closing unmaps */
+    end_threads(s);
+  else
+    session_unmap(s);
   reader_end(s);
   op_begin(&op);
   result = pcow_close(s->handle);
   s->handle = NULL;
+  s->map = NULL;
   if (nospace(result, since)) {
     recover(); /* what was not flushed may be lost */
     return false;
@@ -212,7 +271,7 @@ static void range_choose(struct session *s, struct op *op, bool pages)
   uint32_t count = 1 + (uint32_t)rng_below(&s->rng, UINT64_C(1) << rng_below(&s->rng, 9));
 
   op->image = s->index;
-  op->mapped = s->map != NULL;
+  op->durable = s->map && (!s->flush_durable || op->kind == OP_STORE);
   op->first = from + (uint32_t)rng_below(&s->rng, end - from);
   if (pages) {
     op->first -= op->first % PAGE_BLOCKS;
@@ -277,7 +336,12 @@ static void do_store(struct session *s)
   } else {
     test_range_store(s->address + offset, bytes, length);
   }
-  OK(pcow_persist(s->map, offset, length));
+  if (s->flush_durable) {
+    OK(flush_patiently(s, offset, length, bytes));
+    atomic_fetch_add(&me->flush_stores, 1);
+  } else {
+    OK(pcow_persist(s->map, offset, length));
+  }
   op_end();
   free(bytes);
 }
@@ -380,7 +444,7 @@ static void session_run(struct session *s)
   base = image_is_base(s->index);
   if (rng_chance(&s->rng, 20))
     head_verify(s->handle, s->index, true);
-  if (!base && shared->map && rng_chance(&s->rng, 60))
+  if (!base && shared->modes && rng_chance(&s->rng, 60))
     session_map(s);
   for (ops = 5 + (unsigned)rng_below(&s->rng, 35); ops && s->handle && !atomic_load(&shared->stop); ops--)
     work_once(s, base);
