@@ -93,6 +93,9 @@ int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
     tracking_done(m, mu);
     return 0;
   }
+  /* Ordering: F.3 until they are in the head the unit is among the dirty ones: who flushes them, too, waits. */
+  if (!ORDERED("F.3", true))
+    tracking_done(m, mu);
   for (uint64_t at = 0; (at = bits_find(bits, at, end - first, true)) < end - first;) {
     uint64_t to = bits_find(bits, at, end - first, false);
 

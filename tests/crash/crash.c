@@ -21,8 +21,8 @@
 #define RUN_SECONDS 240         /* for one run: more is a hang */
 
 static const struct scenario *const all[] = {
-  scenarios_pages, scenarios_tree, scenarios_base, scenarios_map, scenarios_review,
-  scenarios_order, scenarios_collect, scenarios_killed, scenarios_repair,
+  scenarios_pages, scenarios_tree, scenarios_base, scenarios_map, scenarios_flush,
+  scenarios_flush_order, scenarios_review, scenarios_order, scenarios_collect, scenarios_killed, scenarios_repair,
 };
 
 static const char help[] =
@@ -62,6 +62,40 @@ static bool is_chosen(const char *names, const char *name)
   g_auto(GStrv) list = names ? g_strsplit(names, ",", -1) : NULL;
 
   return !list || g_strv_contains((const char *const *)list, name);
+}
+
+/* In a child, because no file may be open when media begin to watch. */
+static bool can_map_flush(void)
+{
+  int status;
+  pid_t child = fork();
+
+  CHECK(child >= 0, "cannot fork: %s", strerror(errno));
+  if (child == 0) {
+    struct pcow_map_options how = PCOW_INIT(how);
+    const char *path = test_path("probe");
+    pcow_mapping *map;
+    int ret;
+
+    how.durability = PCOW_FLUSH_DURABLE;
+    test_create(path, UNIT, UNIT, NULL, PCOW_FORMAT_NONE, NULL);
+    ret = pcow_map(test_open(path, PCOW_OPEN_RDWR, NULL), &how, &map);
+    if (ret)
+      printf("flush-durable maps are left out: %s\n", pcow_errormsg());
+    fflush(stdout);
+    unlink(path);
+    _exit(ret != 0);
+  }
+  while (waitpid(child, &status, 0) < 0)
+    CHECK(errno == EINTR, "cannot wait: %s", strerror(errno));
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+static bool can_run(const struct scenario *list, const struct scenario *s)
+{
+  bool flush = list == scenarios_flush || list == scenarios_flush_order;
+
+  return (options.pmem || !s->mapped) && (options.flush_maps || !flush);
 }
 
 /* One run in a child: a failure, a crash or a hang there is counted here. */
@@ -162,12 +196,12 @@ int main(int argc, char **argv)
   mallopt(M_MMAP_THRESHOLD, 8 << 20);
   mallopt(M_TRIM_THRESHOLD, 64 << 20);
   skip_mapped(names);
+  options.flush_maps = can_map_flush();
   do {
     before = counters->runs;
     for (unsigned i = 0; i < G_N_ELEMENTS(all); i++)
       for (const struct scenario *s = all[i]; s->name && !counters->failures; s++)
-        if ((seed == first || counters->states < goal) && is_chosen(names, s->name) &&
-            (options.pmem || !s->mapped))
+        if ((seed == first || counters->states < goal) && is_chosen(names, s->name) && can_run(all[i], s))
           run(s, seed);
     seed++;
     CHECK(counters->runs > before, "no scenario is called '%s'", names ? names : "");

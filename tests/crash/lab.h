@@ -27,6 +27,7 @@ struct options {
   unsigned kill_in;             /* the same for SIGKILL and cuts */
   const char *keep;             /* directory for the state that fails, or NULL */
   bool pmem;
+  bool flush_maps;              /* the kernel has what flush-durable maps need */
   bool empty_only;              /* pages are emptied in each state */
   bool verbose;
 };

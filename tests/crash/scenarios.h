@@ -22,6 +22,8 @@ extern const struct scenario scenarios_tree[];
 extern const struct scenario scenarios_collect[];
 extern const struct scenario scenarios_base[];
 extern const struct scenario scenarios_map[];
+extern const struct scenario scenarios_flush[];
+extern const struct scenario scenarios_flush_order[];
 extern const struct scenario scenarios_review[];
 extern const struct scenario scenarios_order[];
 extern const struct scenario scenarios_killed[];
@@ -33,6 +35,20 @@ struct subject *scenario_image(struct lab *lab, uint64_t size, unsigned count);
 struct face *scenario_base(struct lab *lab, const char *name, uint64_t size, unsigned count);
 /* The same, a raw file. */
 struct face *scenario_raw_base(struct lab *lab, const char *name, uint64_t size, unsigned count);
+/* An image over a base of one kind or the other, with some pages of its own, mapped flush-durable. */
+struct ground {
+  struct subject *s;
+  struct face *base;
+  bool raw;
+};
+struct ground ground_over(struct lab *lab, uint64_t size, uint64_t base_size, unsigned own, uint32_t thin);
+/* Flushes all of it. */
+void ground_flush(struct ground *g);
+/* What the map shows, and the image through the API. */
+void ground_see(struct ground *g);
+/* The base is as it was. */
+void ground_end(struct ground *g);
+
 /* The end: closes, and verifies the files as they are. */
 void scenario_end(struct lab *lab);
 

@@ -5,6 +5,9 @@
  */
 #include "subject.h"
 
+#include "kernel.h"
+
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -311,24 +314,32 @@ void subject_rebase(struct subject *s, const char *base, uint32_t format, const 
 
 /* ---- Mapped ---- */
 
-void subject_map(struct subject *s)
+static void map(struct subject *s, uint32_t durability, uint32_t thin)
 {
   struct pcow_map_options how = PCOW_INIT(how);
 
-  begin(s, "map %s", s->name);
-  how.durability = PCOW_STORE_DURABLE;
+  begin(s, "map %s%s", s->name, durability == PCOW_FLUSH_DURABLE ? ", flush-durable" : "");
+  how.durability = durability;
+  how.thin = thin;
   how.granule = PAGE << rng_below(&s->lab->rng, 5);
   how.reserve = 4 * MIB;
   succeed(s, pcow_map(s->image, &how, &s->map));
   s->address = pcow_mapping_address(s->map);
+  s->flush_durable = durability == PCOW_FLUSH_DURABLE;
   lab_acknowledged(s->lab);
 }
+
+void subject_map(struct subject *s) { map(s, PCOW_STORE_DURABLE, PCOW_THIN_DEFAULT); }
+
+void subject_map_flush(struct subject *s, uint32_t thin) { map(s, PCOW_FLUSH_DURABLE, thin); }
 
 void subject_unmap(struct subject *s)
 {
   begin(s, "unmap %s", s->name);
   succeed(s, pcow_unmap(s->map));
   s->map = NULL;
+  if (s->flush_durable)
+    face_settle(subject_world(s)->head, true);
   lab_acknowledged(s->lab);
 }
 
@@ -370,7 +381,7 @@ void subject_store(struct subject *s, uint64_t offset, uint64_t value, bool pers
   lab_acknowledged(s->lab);
 }
 
-void subject_store_range(struct subject *s, uint64_t offset, uint64_t length)
+static void store_words(struct subject *s, uint64_t offset, uint64_t length)
 {
   uint64_t version = ++s->version;
 
@@ -383,10 +394,39 @@ void subject_store_range(struct subject *s, uint64_t offset, uint64_t length)
     each_world(s, face_stored, at, value);
   }
   note_own(s, offset, length);
+}
+
+void subject_store_range(struct subject *s, uint64_t offset, uint64_t length)
+{
+  store_words(s, offset, length);
   lab_acknowledged(s->lab);
   begin(s, "persist %s 0x%" PRIx64 "+0x%" PRIx64, s->name, offset, length);
   succeed(s, pcow_persist(s->map, offset, length));
   for (unsigned i = 0; i < s->expect->count; i++)
     persisted(s->expect->worlds[i]->head, offset, length);
   lab_acknowledged(s->lab);
+}
+
+/* ---- Flush-durable ---- */
+
+void subject_put(struct subject *s, uint64_t offset, uint64_t length)
+{
+  store_words(s, offset, length);
+  if (rng_chance(&s->lab->rng, 25))
+    lab_acknowledged(s->lab);
+}
+
+bool subject_flush_range(struct subject *s, uint64_t offset, uint64_t length)
+{
+  int result;
+
+  begin(s, "flush %s 0x%" PRIx64 "+0x%" PRIx64, s->name, offset, length);
+  result = pcow_flush(s->map, offset, length);
+  if (result != -ENOSPC || !kernel_refused_space())
+    succeed(s, result);
+  if (result == 0)
+    for (unsigned i = 0; i < s->expect->count; i++)
+      persisted(s->expect->worlds[i]->head, offset, length);
+  lab_acknowledged(s->lab);
+  return result == 0;
 }

@@ -20,6 +20,7 @@ struct subject {
   pcow_image *image;
   pcow_mapping *map;
   uint64_t *address;            /* of the map */
+  bool flush_durable;           /* the map is */
   uint64_t version;             /* last one that was written */
   uint64_t *own;                /* pages that the image ever had of its own: bits */
   uint64_t hints[HINTS_MOST];   /* pages that were not durable at the cut */
@@ -62,7 +63,13 @@ void subject_rebase(struct subject *s, const char *base, uint32_t format, const 
 
 /* Store-durable. The caller has made sure that the mode allows it. */
 void subject_map(struct subject *s);
+/* Flush-durable. THIN: of enum pcow_thin. */
+void subject_map_flush(struct subject *s, uint32_t thin);
 void subject_unmap(struct subject *s);
+/* Words of a range, in order, of a flush-durable map; nothing makes them durable. */
+void subject_put(struct subject *s, uint64_t offset, uint64_t length);
+/* pcow_flush(). False: there was no space, and nothing is promised. */
+bool subject_flush_range(struct subject *s, uint64_t offset, uint64_t length);
 /* One word; with PERSIST it is durable afterwards. By any thread. */
 void subject_store(struct subject *s, uint64_t offset, uint64_t value, bool persist);
 /* Words of a range, in order, then one persist. */

@@ -395,7 +395,10 @@ static void store_mapped(struct subject *s, struct rng *rng)
 {
   uint64_t page = any_page(s, rng);
 
-  subject_map(s);
+  if (options.flush_maps && (!options.pmem || rng_chance(rng, 50)))
+    subject_map_flush(s, (uint32_t)rng_below(rng, 3));
+  else
+    subject_map(s);
   subject_store_range(s, page + rng_below(rng, 500) * 8, 64);
   subject_store_range(s, any_page(s, rng) + 8, 8);
   verify_now(s);
@@ -422,7 +425,7 @@ static void go_on(struct subject *s, struct rng *rng)
     break;
   case 5:
     /* Not where others watch: the thread that publishes would wait for the one that watches, which stores. */
-    if (options.pmem && !s->lab->media && rng_chance(rng, 25)) {
+    if ((options.pmem || options.flush_maps) && !s->lab->media && rng_chance(rng, 25)) {
       store_mapped(s, rng);
       break;
     }
