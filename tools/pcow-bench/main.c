@@ -157,12 +157,12 @@ static int run_all(const struct options *o, struct settings *settings)
     report_json(results, settings);
   else
     report_sum(results, settings);
-  if (o->svg && report_svg(results, o->svg))
+  if (o->svg && report_svg(results, settings, o->svg))
     return complain(bench_message());
   if (fflush(stdout) || ferror(stdout))
     return complain("standard output cannot be written");
   if (status)
-    complain("something of libpcow did not work; it is called failed above");
+    complain("something of libpcow did not work; the report calls it failed");
   return status;
 }
 

@@ -110,14 +110,23 @@ static void spread(GString *svg, int row, double from, double to)
                          decimal(a, NAMES + from), y, decimal(b, NAMES + to), y);
 }
 
-static char *draw_case(const struct result *result)
+/* What a chart must not be shown without. */
+static const char *warning(const struct settings *settings)
+{
+  if (settings->quick)
+    return "; --quick: the figures mean nothing";
+  return settings->force_pmem ? "; emulated persistent memory" : "";
+}
+
+static char *draw_case(const struct result *result, const struct settings *settings)
 {
   GString *svg = g_string_new(NULL);
   enum metric metric = result->plan->shown;
   struct scale scale = scale_of(result, metric);
   g_autofree char *note =
-      g_strdup_printf("%s%s%s; median, line: least to largest sample", metric == METRIC_TIME ? "time per " : "space",
-                      metric == METRIC_TIME ? result->which->unit : "", scale.logarithmic ? ", logarithmic" : "");
+      g_strdup_printf("%s%s%s; median, line: least to largest sample%s", metric == METRIC_TIME ? "time per " : "space",
+                      metric == METRIC_TIME ? result->which->unit : "", scale.logarithmic ? ", logarithmic" : "",
+                      warning(settings));
 
   begin(svg, result->which->title, note, (int)result->rows->len);
   for (guint i = 0; i < result->rows->len; i++) {
@@ -150,9 +159,11 @@ static double share_met(const struct verdict *verdict)
   return verdict->measured > 0 ? t->limit / verdict->measured : 100;
 }
 
-static char *draw_overview(GPtrArray *results)
+static char *draw_overview(GPtrArray *results, const struct settings *settings)
 {
   GString *svg = g_string_new(NULL), *rows = g_string_new(NULL);
+  g_autofree char *note =
+      g_strdup_printf("measured over wanted, logarithmic; the line is the target%s", warning(settings));
   double unit = BARS / log(1000 * 10), middle = log(10) * unit; /* a tenth of the target to a thousand times */
   char x[G_ASCII_DTOSTR_BUF_SIZE];
   int count = 0;
@@ -178,7 +189,7 @@ static char *draw_overview(GPtrArray *results)
       count++;
     }
   }
-  begin(svg, "Targets", "measured over wanted, logarithmic; the line is the target", count);
+  begin(svg, "Targets", note, count);
   g_string_append_len(svg, rows->str, (gssize)rows->len);
   decimal(x, NAMES + middle);
   g_string_append_printf(svg, "<line class=\"mark\" x1=\"%s\" y1=\"%d\" x2=\"%s\" y2=\"%d\"/>\n</svg>\n", x, TOP - 4, x,
@@ -196,9 +207,9 @@ static int save(const char *dir, const char *base, const char *svg)
   return g_file_set_contents(path, svg, -1, &error) ? BENCH_OK : bench_fail("%s", error->message);
 }
 
-int report_svg(GPtrArray *results, const char *dir)
+int report_svg(GPtrArray *results, const struct settings *settings, const char *dir)
 {
-  g_autofree char *overview = draw_overview(results);
+  g_autofree char *overview = draw_overview(results, settings);
   int result;
 
   if (g_mkdir_with_parents(dir, 0777))
@@ -206,7 +217,7 @@ int report_svg(GPtrArray *results, const char *dir)
   result = save(dir, "overview", overview);
   for (guint i = 0; i < results->len && !result; i++) {
     const struct result *one = g_ptr_array_index(results, i);
-    g_autofree char *svg = draw_case(one);
+    g_autofree char *svg = draw_case(one, settings);
 
     result = save(dir, one->which->name, svg);
   }

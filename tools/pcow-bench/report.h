@@ -21,6 +21,6 @@ void report_sum(GPtrArray *results, const struct settings *settings);
 /* Everything, as one document, on standard output. */
 void report_json(GPtrArray *results, const struct settings *settings);
 /* DIR/CASE.svg for each case, and DIR/overview.svg with all targets. BENCH_*. */
-int report_svg(GPtrArray *results, const char *dir);
+int report_svg(GPtrArray *results, const struct settings *settings, const char *dir);
 
 #endif

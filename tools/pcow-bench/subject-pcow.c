@@ -35,15 +35,9 @@ int subject_map(pcow_image *image, uint32_t mode, uint32_t thin, pcow_mapping **
 
 int subject_flush(pcow_mapping *mapping, uint64_t length)
 {
-#ifdef BENCH_HAVE_FLUSH
   int result = pcow_flush(mapping, 0, length);
 
   return result ? bench_fail_library(result) : BENCH_OK;
-#else
-  (void)mapping;
-  (void)length;
-  return bench_skip("this version of libpcow cannot flush a mapping");
-#endif
 }
 
 static int flush(struct subject *s)
@@ -195,7 +189,6 @@ static int pcow_run_subject(struct subject *s, struct sample *sample)
   bool flushed = s->kind->mode == PCOW_FLUSH_DURABLE && s->task->flush_every;
   int result = pattern_run(s, flushed ? flush : NULL, sample);
 
-  sample->values[METRIC_SPACE] = (double)0;
   if (!result) {
     struct stat info;
 
