@@ -136,8 +136,8 @@ struct subject {
 /* ---- Cases ---- */
 
 enum target_how {
-  TARGET_FASTER,  /* AGAINST / OURS is at least LIMIT */
-  TARGET_WITHIN,  /* OURS / AGAINST is at most LIMIT */
+  TARGET_FASTER,  /* AGAINST / OURS is at least LIMIT; of runs that took turns, the median of their ratios */
+  TARGET_WITHIN,  /* OURS / AGAINST is at most LIMIT; likewise */
   TARGET_BEYOND,  /* OURS - AGAINST is at most LIMIT, in the metric's unit */
   TARGET_AT_MOST, /* OURS is at most LIMIT */
 };
@@ -155,6 +155,7 @@ struct plan {
   GArray *targets;       /* struct target */
   enum metric shown;     /* what the chart shows, METRIC_TIME unless set */
   bool one_by_one;       /* not in turn: together they would need too much memory */
+  unsigned rounds;       /* times settings->repeats; 0: once. For short runs of which little differences count */
 };
 
 struct bench_case {

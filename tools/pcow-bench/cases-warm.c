@@ -7,6 +7,7 @@
 #include "subject-pcow.h"
 
 #define WARM_RATIO 0.98
+#define WARM_ROUNDS 4
 
 static struct task warm_task(const struct plan *plan, const struct bench_case *which)
 {
@@ -26,6 +27,7 @@ static void build_warm(struct plan *plan, const struct bench_case *which)
   native = plan_add(plan, &raw_native, &task, task.size, "%s", "");
   store = plan_add(plan, &pcow_store, &task, 2 * task.size, "%s", "");
   flushed = plan_add(plan, &pcow_flushed, &task, 2 * task.size, "%s", "");
+  plan->rounds = WARM_ROUNDS;
   plan_target(plan, TARGET_FASTER, METRIC_TIME, store, native, WARM_RATIO);
   plan_target(plan, TARGET_FASTER, METRIC_TIME, flushed, native, WARM_RATIO);
 }

@@ -93,15 +93,16 @@ static void run_in_turn(struct result *result, unsigned first, unsigned count)
   const struct settings *settings = result->plan->settings;
   g_autofree struct worker *workers = g_new0(struct worker, count);
   struct row *rows = &g_array_index(result->rows, struct row, first);
+  unsigned rounds = settings->repeats * (settings->quick ? 1 : MAX(result->plan->rounds, 1));
 
   for (unsigned i = 0; i < count && !interrupt_requested(); i++)
     begin(&workers[i], result, first + i);
-  for (unsigned round = 0; round <= settings->repeats; round++)
+  for (unsigned round = 0; round <= rounds; round++)
     for (unsigned i = 0; i < count && !interrupt_requested(); i++) {
       unsigned now = (i + round) % count;
 
       progress_show(settings, "%s: %s: run %u of %u", result->which->name, rows[now].contender->name, round,
-                    settings->repeats);
+                    rounds);
       take_sample(&workers[now], &rows[now], round > 0);
     }
   for (unsigned i = 0; i < count; i++)
@@ -132,6 +133,23 @@ static double median(const struct result *result, unsigned number, enum metric m
   return g_array_index(result->rows, struct row, number).stats[metric].median;
 }
 
+/* Runs of the same round had the same machine: their ratios differ less than their times. */
+static double ratio(const struct result *result, unsigned over, unsigned under, enum metric metric)
+{
+  const struct row *a = &g_array_index(result->rows, struct row, over);
+  const struct row *b = &g_array_index(result->rows, struct row, under);
+  guint count = a->samples->len;
+  g_autofree double *values = g_new(double, count + 1);
+
+  if (a->status || b->status)
+    return NAN;
+  if (result->plan->one_by_one || count != b->samples->len)
+    return a->stats[metric].median / b->stats[metric].median;
+  for (guint i = 0; i < count; i++)
+    values[i] = column(a, metric, i) / column(b, metric, i);
+  return stats_of(values, count).median;
+}
+
 static struct verdict judge(const struct result *result, const struct target *target)
 {
   struct verdict verdict = { .target = *target };
@@ -140,11 +158,11 @@ static struct verdict judge(const struct result *result, const struct target *ta
 
   switch (target->how) {
     case TARGET_FASTER:
-      verdict.measured = against / ours;
+      verdict.measured = ratio(result, target->against, target->ours, target->metric);
       verdict.met = verdict.measured >= target->limit;
       break;
     case TARGET_WITHIN:
-      verdict.measured = ours / against;
+      verdict.measured = ratio(result, target->ours, target->against, target->metric);
       verdict.met = verdict.measured <= target->limit;
       break;
     case TARGET_BEYOND:
