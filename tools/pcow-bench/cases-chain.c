@@ -29,7 +29,7 @@ static void set_chain(const struct plan *plan, struct task *task, unsigned lengt
   task->chain = length;
   task->size = plan_size(plan, GIB, 16 * MIB);
   task->layer_data = plan_size(plan, LAYER_DATA, MIB);
-  while (task->layer_data > PIECE && length * task->layer_data + 4 * task->size > room / 10 * 8)
+  while (task->layer_data > PIECE && length * task->layer_data + 4 * task->size > room)
     task->layer_data /= 2;
 }
 

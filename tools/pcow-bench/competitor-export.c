@@ -139,30 +139,34 @@ struct access {
   int (*flush)(struct state *state);
 };
 
-static int access_loop(struct subject *s, const struct access *how)
+/* The number of accesses, or BENCH_*. */
+static int64_t access_loop(struct subject *s, const struct access *how, uint64_t start)
 {
   const struct task *task = s->task;
   struct state *state = s->state;
   int result = BENCH_OK;
+  uint64_t i;
 
   pattern_fill(state->block, PAGE, s->run);
-  for (uint64_t i = 0; i < task->operations && !result; i++) {
+  for (i = 0; i < task->operations && !result && !pattern_over(start); i++) {
     uint64_t offset = pattern_offset(task, s->run, i);
 
     result = task->write ? how->write(state, offset, task->block) : how->read(state, offset, task->block);
     if (!result && task->write && task->flush_every && (i + 1) % task->flush_every == 0)
       result = how->flush(state);
   }
-  return result;
+  return result ? result : (int64_t)i;
 }
 
 static int access_run(struct subject *s, const struct access *how, struct sample *sample)
 {
   uint64_t start = now_ns();
-  int result = access_loop(s, how);
+  int64_t done = access_loop(s, how, start);
 
-  sample->values[METRIC_TIME] = pattern_per_operation(s->task, now_ns() - start);
-  return result;
+  if (done < 0)
+    return (int)done;
+  sample->values[METRIC_TIME] = pattern_per_operation(s->task, (uint64_t)done, now_ns() - start);
+  return BENCH_OK;
 }
 
 /* ---- FUSE ---- */

@@ -98,7 +98,7 @@ static int cow_run(struct subject *s, struct sample *sample)
     }
   }
   copy_out(s, copied, task->operations);
-  sample->values[METRIC_TIME] = pattern_per_operation(task, now_ns() - start);
+  sample->values[METRIC_TIME] = pattern_per_operation(task, task->operations, now_ns() - start);
   return BENCH_OK;
 }
 

@@ -18,6 +18,7 @@
 
 #define GRANULE (64 * KIB)
 #define LINE 64
+#define RUN_LIMIT UINT64_C(5000000000) /* a run ends after so many nanoseconds, whatever is left of it */
 
 uint64_t now_ns(void)
 {
@@ -138,14 +139,12 @@ uint64_t pattern_offset(const struct task *task, unsigned run, uint64_t index)
   }
 }
 
-double pattern_per_operation(const struct task *task, uint64_t nanoseconds)
+double pattern_per_operation(const struct task *task, uint64_t done, uint64_t nanoseconds)
 {
-  uint64_t divisor = task->operations;
-
-  if (task->per_flush)
-    divisor /= task->flush_every;
-  return (double)nanoseconds / (double)divisor;
+  return (double)nanoseconds / (double)done * (double)(task->per_flush ? task->flush_every : 1);
 }
+
+bool pattern_over(uint64_t start) { return now_ns() - start > RUN_LIMIT; }
 
 void pattern_fill(char *block, size_t length, uint64_t seed)
 {
@@ -169,14 +168,15 @@ static void read_loop(const struct subject *s)
   }
 }
 
-static int write_loop(const struct subject *s, pattern_flush_fn flush)
+/* The number of writes, or BENCH_*. */
+static int64_t write_loop(struct subject *s, pattern_flush_fn flush, uint64_t start)
 {
   const struct task *task = s->task;
-  uint64_t dirty = 0;
+  uint64_t dirty = 0, i;
   _Alignas(64) char block[PAGE];
 
   pattern_fill(block, sizeof(block), s->run);
-  for (uint64_t i = 0; i < task->operations; i++) {
+  for (i = 0; i < task->operations; i++) {
     char *to = s->memory + pattern_offset(task, s->run, i);
 
     memcpy(block, &i, sizeof(i));
@@ -189,23 +189,29 @@ static int write_loop(const struct subject *s, pattern_flush_fn flush)
     dirty = 0;
     if (!flush)
       flush_fence();
-    else if (flush((struct subject *)(uintptr_t)s))
+    else if (flush(s))
       return BENCH_FAILED;
+    else if (pattern_over(start)) {
+      i++;
+      break;
+    }
   }
-  return flush && dirty ? flush((struct subject *)(uintptr_t)s) : BENCH_OK;
+  return flush && dirty && flush(s) ? BENCH_FAILED : (int64_t)i;
 }
 
 int pattern_run(struct subject *s, pattern_flush_fn flush, struct sample *sample)
 {
   uint64_t start = now_ns();
-  int result = BENCH_OK;
+  int64_t done = (int64_t)s->task->operations;
 
   if (s->task->write)
-    result = write_loop(s, flush);
+    done = write_loop(s, flush, start);
   else
     read_loop(s);
-  sample->values[METRIC_TIME] = pattern_per_operation(s->task, now_ns() - start);
-  return result;
+  if (done < 0)
+    return (int)done;
+  sample->values[METRIC_TIME] = pattern_per_operation(s->task, (uint64_t)done, now_ns() - start);
+  return BENCH_OK;
 }
 
 void pattern_touch(struct subject *s, bool write)

@@ -18,8 +18,11 @@ void flush_fence(void);
 /* Offset of operation INDEX of run RUN. */
 uint64_t pattern_offset(const struct task *task, unsigned run, uint64_t index);
 
-/* How one operation's result is told: per write, read or flush. */
-double pattern_per_operation(const struct task *task, uint64_t nanoseconds);
+/* How a result is told, after DONE writes or reads: per write, read or flush. */
+double pattern_per_operation(const struct task *task, uint64_t done, uint64_t nanoseconds);
+
+/* The run that began at START has lasted long enough: its operations are so slow that fewer of them will do. */
+bool pattern_over(uint64_t start);
 
 typedef int (*pattern_flush_fn)(struct subject *s);
 

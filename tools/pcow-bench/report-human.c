@@ -79,12 +79,14 @@ void report_human(const struct result *result)
     }
   }
   printf("%s: %s (per %s)\n", result->which->name, result->which->title, result->which->unit);
-  printf("  %*s", name_width, "");
-  for (int column = 0; column < COLUMNS; column++) {
-    printf("  ");
-    pad(headings[column], widths[column], true);
+  if (name_width) {
+    printf("  %*s", name_width, "");
+    for (int column = 0; column < COLUMNS; column++) {
+      printf("  ");
+      pad(headings[column], widths[column], true);
+    }
+    printf("\n");
   }
-  printf("\n");
   for (guint i = 0; i < result->rows->len; i++) {
     const struct row *row = &g_array_index(result->rows, struct row, i);
 

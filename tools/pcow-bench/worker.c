@@ -178,7 +178,7 @@ void worker_begin(struct worker *worker, const struct settings *settings, const 
   pid_t parent = getpid();
 
   *worker = (struct worker){ .contender = contender, .dir = g_strdup(dir), .fd = -1 };
-  if (room < contender->needs + contender->needs / 8) {
+  if (room < contender->needs + contender->needs / 16) {
     g_autofree char *wanted = g_format_size_full(contender->needs, G_FORMAT_SIZE_IEC_UNITS);
     g_autofree char *there = g_format_size_full(room, G_FORMAT_SIZE_IEC_UNITS);
     g_autofree char *reason = g_strdup_printf("needs %s in %s, where %s are free", wanted, settings->dir, there);
