@@ -59,7 +59,7 @@ enum order {
   ORDER_SEQUENTIAL,
   ORDER_RANDOM,    /* any block, each once a round */
   ORDER_SCATTERED, /* a page in each of some 64 KiB granules: each one is a first write */
-  ORDER_HOT,       /* the same scattered pages in every run, as many as there are operations */
+  ORDER_HOT,       /* a working set of scattered pages, the same in every run, each of them four times a run */
 };
 
 /* What the cases of management time. */

@@ -54,6 +54,8 @@ static void build_manage(struct plan *plan, const struct bench_case *which)
   plan_add(plan, &manage_start, &task, 0, "%s", "");
   if (task.action != ACTION_CLONE)
     return;
+  task.place = PLACE_XFS;
+  add(plan, &reflink_clone, &task, small, " on XFS");
   plan_target(plan, TARGET_FASTER, METRIC_TIME, ours, theirs, 5);
   plan_target(plan, TARGET_FASTER, METRIC_TIME, command, theirs, 5);
   plan_target(plan, TARGET_AT_MOST, METRIC_SPACE, ours, ours, 256.0 * 1024);

@@ -22,6 +22,7 @@ extern const struct kind qcow2_fuse;    /* qemu-storage-daemon over FUSE */
 extern const struct kind qcow2_open;    /* qemu-io opening an image */
 extern const struct kind qemu_io_start; /* qemu-io alone */
 
+extern const struct kind reflink_clone; /* cp --reflink itself */
 extern const struct kind reflink_msync; /* cp --reflink on XFS, then stores and msync */
 
 #endif

@@ -18,6 +18,7 @@
 
 #define GRANULE (64 * KIB)
 #define LINE 64
+#define HOT_VISITS 4
 #define RUN_LIMIT UINT64_C(5000000000) /* a run ends after so many nanoseconds, whatever is left of it */
 
 uint64_t now_ns(void)
@@ -131,6 +132,7 @@ uint64_t pattern_offset(const struct task *task, unsigned run, uint64_t index)
       return mix(index & (count - 1), count, run * UINT64_C(7919)) * task->block;
     case ORDER_HOT:
       run = 0;
+      index %= MAX(task->operations / HOT_VISITS, 1);
       G_GNUC_FALLTHROUGH;
     case ORDER_SCATTERED:
     default:

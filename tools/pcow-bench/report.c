@@ -46,6 +46,8 @@ static const char *name_of(const struct result *result, unsigned number)
 
 static char *ratio_text(double ratio)
 {
+  if (ratio < 0.1)
+    return g_strdup_printf("%.2g", ratio);
   return g_strdup_printf("%.*f", ratio < 10 ? 2 : ratio < 100 ? 1 : 0, ratio);
 }
 
