@@ -9,10 +9,11 @@
 #include <math.h>
 #include <sys/stat.h>
 
-#define WIDTH 860
-#define NAMES 360       /* where bars begin */
-#define BARS 370        /* their room */
+#define WIDTH 880
+#define NAMES 380       /* where bars begin */
+#define BARS 360        /* their room */
 #define ROW 26
+#define LETTERS 50      /* of a name, which have room */
 #define TOP 64
 #define MUCH 30.0       /* from here on the scale is logarithmic */
 
@@ -159,6 +160,21 @@ static double share_met(const struct verdict *verdict)
   return verdict->measured > 0 ? t->limit / verdict->measured : 100;
 }
 
+/* The case, and what libpcow is compared with, as far as there is room. The whole sentence is the tool tip. */
+static char *target_name(const struct result *result, const struct verdict *verdict)
+{
+  const struct contender *against = g_ptr_array_index(result->plan->contenders, verdict->target.against);
+  g_autofree char *text = verdict->target.how == TARGET_AT_MOST
+                              ? g_strdup(result->which->name)
+                              : g_strdup_printf("%s v. %s", result->which->name, against->name);
+  g_autofree char *head = NULL;
+
+  if (g_utf8_strlen(text, -1) <= LETTERS)
+    return g_steal_pointer(&text);
+  head = g_utf8_substring(text, 0, LETTERS - 1);
+  return g_strconcat(head, "…", NULL);
+}
+
 static char *draw_overview(GPtrArray *results, const struct settings *settings)
 {
   GString *svg = g_string_new(NULL), *rows = g_string_new(NULL);
@@ -176,14 +192,18 @@ static char *draw_overview(GPtrArray *results, const struct settings *settings)
       g_autofree char *label = NULL;
       g_autofree char *sentence = report_verdict(result, verdict);
       g_autofree char *safe = g_markup_escape_text(sentence, -1);
+      g_autofree char *left = target_name(result, verdict);
       double share;
 
       if (!verdict->known)
         continue;
-      share = CLAMP(share_met(verdict), 0.1, 1000);
-      label = share < 10 ? g_strdup_printf("%.2f", share) : g_strdup_printf("%.0f", share);
+      share = share_met(verdict);
+      label = share < 0.1  ? g_strdup_printf("%.2g", share)
+              : share < 10 ? g_strdup_printf("%.2f", share)
+                           : g_strdup_printf("%.0f", share);
+      share = CLAMP(share, 0.1, 1000);
       g_string_append_printf(rows, "<g><title>%s</title>\n", safe);
-      name(rows, count, result->which->name);
+      name(rows, count, left);
       bar(rows, count, log(share * 10) * unit, verdict->met ? "met" : "missed", label);
       g_string_append(rows, "</g>\n");
       count++;
