@@ -137,7 +137,7 @@ int flush_settle(struct pcow_mapping *m)
 
   /* In the other mode the fence was this already. */
   if (ret == 0 && persist_get_mode(p) == PERSIST_PMEM)
-    ret = ORDERED("F.4", persist_sync(p));
+    ret = ORDERED("F.4", persist_sync_stores(p));
   return ret;
 }
 

@@ -419,6 +419,11 @@ int head_settle(struct head *h)
 
   /* One at a time: a second flush must not return before the first, which may have taken its pages. */
   g_mutex_lock(&h->settle_lock);
+  if (head_next_pending(h, 0) == UINT64_MAX) {
+    ret = ORDERED("flush 1.2", persist_fence(h->store->p));
+    g_mutex_unlock(&h->settle_lock);
+    return ret;
+  }
   all = capture_all(h);
   /* Ordering as in head_settle_unit(), for all units at once. */
   ret = ORDERED("flush 1.2", persist_fence(h->store->p));

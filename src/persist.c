@@ -91,6 +91,7 @@ int persist_open(int fd, const char *path, struct persist **persist)
   p->path = g_strdup(path);
   p->mode = persist_detect(fd);
   p->map_sync = p->mode == PERSIST_PMEM && can_map_sync(fd);
+  p->tmpfs = persist_is_tmpfs(fd);
   g_mutex_init(&p->lock);
   g_mutex_init(&p->sync_lock);
   g_mutex_init(&p->seek_lock);
@@ -417,6 +418,14 @@ int persist_error(const struct persist *p) { return p->error; }
 int persist_sync(struct persist *p)
 {
   atomic_fetch_add(&p->owed, 1);
+  return persist_fence(p);
+}
+
+int persist_sync_stores(struct persist *p)
+{
+  if (p->mode == PERSIST_MSYNC || p->map_sync || p->watched || !p->tmpfs)
+    return persist_sync(p);
+  count(&p->syncs, 1);
   return persist_fence(p);
 }
 

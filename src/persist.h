@@ -105,6 +105,11 @@ int persist_error(const struct persist *p);
 /* fdatasync(2) in either mode: also what other processes and unflushed stores of a mapping left. */
 int persist_sync(struct persist *p);
 
+/* What was stored through shared mappings of the file, by whomever and whether its cache lines were flushed or not,
+ * is durable: the kernel knows which pages that are, so this costs by what is dirty. On tmpfs, which emulates the
+ * medium, there is nothing behind the pages: fdatasync(2) does nothing there, and is not called. */
+int persist_sync_stores(struct persist *p);
+
 /* Writes back what is stored in a range, by whomever (crash rule 5). Owed: a fence. Holes are skipped. */
 int persist_writeback(struct persist *p, uint64_t offset, uint64_t length);
 

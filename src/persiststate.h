@@ -19,6 +19,7 @@ struct persist {
   void *watched;                /* what watch->open() gave; NULL: nobody watches */
   char *path;
   enum persist_mode mode;
+  bool tmpfs;
   bool map_sync;                /* the file system makes blocks durable before a store can reach them */
   GMutex lock;                  /* aliases (adding), stages, reserved, growing */
   _Atomic(struct alias *) aliases[ALIAS_BUCKETS];
