@@ -20,7 +20,7 @@
 #define GRANULE_DEFAULT (UINT64_C(64) << 10)
 #define DRAM_DEFAULT (UINT64_C(256) << 20)
 #define DRAM_LEAST (UINT64_C(4) << 20)
-#define EAGER_BYTES (UINT64_C(16) << 30)        /* of zeros, armed when the map is made */
+#define EAGER_BYTES (UINT64_C(4) << 30)         /* of zeros, armed when the map is made */
 #define ADDRESS_MOST (UINT64_C(1) << 46)
 #define PERSIST_AT_ONCE (UINT64_C(64) << 10)
 

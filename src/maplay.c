@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 
 #define LAZY_CHUNK_PAGES ((UINT64_C(1) << 30) / PAGE_BYTES)
-#define LAZY_LEAST_BYTES (UINT64_C(64) << 20)
+#define LAZY_LEAST_BYTES (UINT64_C(2) << 20)
 
 static int place(struct pcow_mapping *m, const struct segment *s, int prot, int flags, int fd)
 {

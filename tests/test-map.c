@@ -311,6 +311,82 @@ static void enormous(uint32_t policy)
   OK(pcow_close(image));
 }
 
+static uint64_t page_table_bytes(void)
+{
+  FILE *f = fopen("/proc/self/status", "r");
+  char line[256];
+  unsigned long kib = 0;
+
+  while (f && fgets(line, sizeof(line), f))
+    if (sscanf(line, "VmPTE: %lu kB", &kib) == 1)
+      break;
+  if (f)
+    fclose(f);
+  return kib * KIB;
+}
+
+/* What a mapping takes goes by what was written: not by the zeros between it, which are armed when they are
+ * accessed, and can be written, snapshotted and discarded like any others. */
+static void scattered(void)
+{
+  const uint64_t pieces = 800, apart = 63 * MIB, from = 6 * TIB;
+  char *path = test_path("scattered");
+  uint8_t page[PCOW_PAGE_SIZE];
+  uint64_t tables;
+  pcow_image *image;
+  pcow_mapping *m;
+  uint8_t *range;
+
+  test_create(path, 8 * TIB, 0, NULL, 0, NULL);
+  image = test_open(path, PCOW_OPEN_RDWR, NULL);
+  for (uint64_t i = 0; i < pieces; i++) {
+    test_page_fill(page, 1 + i);
+    OK(pcow_pwrite(image, page, PAGE, from + i * apart));
+  }
+  OK(pcow_sync(image));
+  tables = page_table_bytes();
+  m = test_map(image, NULL);
+  range = pcow_mapping_address(m);
+  tables = page_table_bytes() - tables;
+  CHECK(!tmpfs || tables < 32 * MIB, "%lu MiB of page tables for %lu pages", (unsigned long)(tables / MIB),
+        (unsigned long)pieces);
+  /* Far beyond what is armed at once: read, then write; write across a page that is there; discard. */
+  for (uint64_t i = pieces - 100; i < pieces; i++) {
+    uint8_t *at = range + from + i * apart;
+
+    CHECK(test_page_is(at, 1 + i), "piece %lu", (unsigned long)i);
+    if (i % 3 == 0)
+      CHECK(at[PAGE] == 0 && at[30 * MIB] == 0 && at[-1] == 0, "not zero beside piece %lu", (unsigned long)i);
+    if (i % 4 == 0)
+      for (int64_t p = -40; p < 40; p++)
+        if (p)
+          at[p * (int64_t)PAGE + 9] = (uint8_t)(100 + p);
+    if (i % 5 == 0)
+      OK(pcow_discard(image, from + i * apart - 20 * PAGE, 10 * PAGE));
+    if (i == pieces - 50)
+      OK(pcow_snapshot_create(image, "one"));
+    if (i % 7 == 0)
+      at[31 * MIB] = 5;
+  }
+  for (unsigned again = 0; again < 2; again++) {
+    for (uint64_t i = pieces - 100; i < pieces; i++) {
+      uint8_t *at = range + from + i * apart;
+
+      CHECK(test_page_is(at, 1 + i), "piece %lu at the end", (unsigned long)i);
+      for (int64_t p = -40; p < 40; p++)
+        if (p)
+          CHECK(at[p * (int64_t)PAGE + 9] == (i % 4 || (i % 5 == 0 && p >= -20 && p < -10) ? 0 : 100 + p),
+                "beside piece %lu, page %d", (unsigned long)i, (int)p);
+      CHECK(at[31 * MIB] == (i % 7 ? 0 : 5), "between pieces %lu and %lu", (unsigned long)i, (unsigned long)i + 1);
+    }
+    OK(pcow_close(image));
+    image = test_open(path, again ? 0 : PCOW_OPEN_RDWR, NULL);
+    m = again ? NULL : test_map(image, NULL);
+    range = m ? pcow_mapping_address(m) : NULL;
+  }
+  OK(pcow_close(image));
+}
+
 static void refused(void)
 {
   char *path = test_path("refused");
@@ -502,6 +578,7 @@ int main(int argc, char **argv)
   growing();
   enormous(PCOW_THIN_GUARDED);
   enormous(PCOW_THIN_NATIVE);
+  scattered();
   together(PCOW_THIN_GUARDED, 2 * MIB, 4096, 0, 10, seed);
   together(PCOW_THIN_GUARDED, 2 * MIB, 16384, 1500, 10, seed);
   together(PCOW_THIN_GUARDED, 16 * MIB, 16384, 1500, 0, seed);
