@@ -122,6 +122,9 @@ int persist_allocate(struct persist *p, uint64_t offset, uint64_t length);
 
 /* The same for metadata: whole pages around the range, remembered, so that asking again is cheap. */
 int persist_reserve(struct persist *p, uint64_t offset, uint64_t length);
+/* The same for what is not stored to at once: where there was space already, it is not asked again whether
+ * the file still has it. */
+int persist_reserve_ahead(struct persist *p, uint64_t offset, uint64_t length);
 
 /* Whole pages become a hole. Owed: a fence. Mappings of the range see zeros at once. */
 int persist_punch(struct persist *p, uint64_t offset, uint64_t length);

@@ -151,6 +151,19 @@ int persist_reserve(struct persist *p, uint64_t offset, uint64_t length)
   return ret;
 }
 
+int persist_reserve_ahead(struct persist *p, uint64_t offset, uint64_t length)
+{
+  uint64_t first = offset >> PAGE_SHIFT;
+  uint64_t end = (offset + length + PAGE_BYTES - 1) >> PAGE_SHIFT;
+  bool missing = false;
+
+  g_mutex_lock(&p->lock);
+  for (uint64_t chunk = first / 64; chunk * 64 < end && !missing; chunk++)
+    missing = reserved_bits(chunk, first, end) & ~reserved_get(p, chunk);
+  g_mutex_unlock(&p->lock);
+  return missing ? persist_reserve(p, offset, length) : 0;
+}
+
 static gboolean reserved_forget(gpointer key, gpointer value, gpointer range)
 {
   uint64_t chunk = GPOINTER_TO_SIZE(key);

@@ -507,7 +507,7 @@ int slots_reserve_present(struct slots *s, uint64_t index, uint64_t first, uint6
 
   if (first >= end)
     return 0;
-  return persist_reserve(st->p, bitmap + first / 64 * 8, ((end - 1) / 64 - first / 64 + 1) * 8);
+  return persist_reserve_ahead(st->p, bitmap + first / 64 * 8, ((end - 1) / 64 - first / 64 + 1) * 8);
 }
 
 int slots_set_present(struct slots *s, uint64_t index, const uint64_t *bits, uint64_t first, uint64_t end)
@@ -516,10 +516,10 @@ int slots_set_present(struct slots *s, uint64_t index, const uint64_t *bits, uin
   uint64_t bitmap = geometry_bitmap(&st->geo, index);
   int ret = store_dirty(st);
 
-  if (ret == 0)
-    ret = slots_reserve_present(s, index, first, end);
   if (ret || first >= end)
     return ret;
+  /* As in store_word(). */
+  ret = persist_reserve(st->p, bitmap + first / 64 * 8, ((end - 1) / 64 - first / 64 + 1) * 8);
   for (uint64_t w = first / 64; ret == 0 && w <= (end - 1) / 64; w++) {
     uint64_t word = bits[w] & bits_word_mask(w, first, end);
 
