@@ -160,6 +160,7 @@ void mapping_undo_discard(struct pcow_image *image, struct unit *u, uint64_t fir
   }
 }
 
+/* Async pages now, when only too many areas can be in the way: then the map goes on to show what it had. */
 int mapping_discarded(struct pcow_image *image, struct unit *u, uint64_t first, uint64_t end)
 {
   struct pcow_mapping *m = image->map;

@@ -175,8 +175,6 @@ static int scan(struct pcow_mapping *m, uint64_t first, uint64_t end, bool prote
     uint64_t walked = at;
     int n = uffd_scan(m->pagemap_fd, at, stop, protect, found, most, &walked);
 
-    if (n == -EINTR || n == -EAGAIN)
-      n = 0;
     if (n < 0)
       return n;
     for (int i = 0; i < n; i++)

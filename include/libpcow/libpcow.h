@@ -26,7 +26,8 @@
  * Durability. What pcow_pwrite(), pcow_discard() and pcow_write_zeroes() did is durable after
  * pcow_sync(). Snapshot create, delete and revert, rebase, commit and resize are atomic and durable
  * when they return. A store into a store-durable mapping is durable once the storing CPU has flushed
- * the cache line and fenced, as on an NVDIMM (pcow_persist() does both).
+ * the cache line and fenced, as on an NVDIMM (pcow_persist() does both); a store into a flush-durable one,
+ * when a pcow_flush() that was called after it has returned.
  */
 #ifndef LIBPCOW_H
 #define LIBPCOW_H
@@ -391,10 +392,11 @@ struct pcow_map_options {
 /* Maps what is open as one range: the head of an image opened with PCOW_OPEN_RDWR for reading and
  * writing (one such map at a time), anything else read-only. OPTIONS may be NULL for a read-only map.
  * Pages that the head has are mapped from the file: no code of the library runs on access to them.
- * The first write to any other page is held while the page is copied, durably, and then goes on; so
- * are writes by system calls and virtual CPUs.
+ * In a store-durable map the first write to any other page is held while the page is copied, durably, and then
+ * goes on; so are writes by system calls and virtual CPUs. In a flush-durable one the kernel copies lower pages
+ * to memory, and pcow_flush() copies them from there to the file.
  * -ENOTSUP (durability that this file system, or this kernel, does not give), -EPERM (userfaultfd is
- * not permitted), -EBUSY (already mapped), -ENOMEM, -EINVAL. */
+ * not permitted; a flush-durable map does with UFFD_USER_MODE_ONLY), -EBUSY (already mapped), -ENOMEM, -EINVAL. */
 int pcow_map(pcow_image *image, const struct pcow_map_options *options, pcow_mapping **mapping);
 
 void *pcow_mapping_address(const pcow_mapping *mapping);
