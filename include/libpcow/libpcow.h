@@ -415,7 +415,8 @@ int pcow_flush(pcow_mapping *mapping, uint64_t offset, uint64_t length);
 /* Says that the range of a flush-durable mapping was written by somebody whom the kernel's page tables do not
  * tell of: a device, or a system call on memory that was pinned (O_DIRECT in flight, registered buffers of
  * io_uring, VFIO). Call it when the transfer has completed, before the flush that is to make it durable; and
- * no flush, snapshot or discard of the range may run while the transfer does. */
+ * no flush, snapshot or discard of the range may run while the transfer does. Each of them may replace pages:
+ * what is pinned must be pinned anew after it. */
 int pcow_mark_dirty(pcow_mapping *mapping, uint64_t offset, uint64_t length);
 
 /* Space was made: held writers try again. Pages that gave SIGBUS can be written again, too. */
