@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The second reference: what a crash may leave of the head. Each word must be as it was when something made it
- * durable, or as it became at any time after that, and nothing else. So what the head was before each change is
- * kept, with the time at which the change came, until everything is durable.
+ * The second reference: what a crash may leave of the head. Each word must be as it was when something made
+ * it durable, or as it became at any time after that, and nothing else. So what the head was before each
+ * change is kept, with the time at which the change came, until everything is durable.
  */
 #include "model-world.h"
 

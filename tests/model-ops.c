@@ -201,7 +201,8 @@ void world_map(struct world *w)
     uint64_t length = options.reserve ? options.reserve : w->head->size;
 
     w->reserved_length = length + 4 * MIB;
-    w->reserved = mmap(NULL, w->reserved_length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    w->reserved = mmap(NULL, w->reserved_length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                       0);
     CHECK(w->reserved != MAP_FAILED, "no address space");
     options.address = (void *)(((uintptr_t)w->reserved + 2 * MIB - 1) / (2 * MIB) * (2 * MIB));
   }

@@ -48,7 +48,7 @@ struct storer {
 struct store {
   uint64_t offset;
   unsigned words;
-  enum { FLUSH_NOT, FLUSH_THIS, FLUSH_ALL } flush; /* afterwards: what was stored, or the range of all threads */
+  enum { FLUSH_NOT, FLUSH_THIS, FLUSH_ALL } flush; /* afterwards: what was stored, or the range of all */
   uint64_t value[PCOW_PAGE_SIZE / 8];
 };
 
@@ -148,8 +148,8 @@ static bool stored(const struct store *stores, unsigned count, uint64_t offset, 
   return false;
 }
 
-/* FOUND, of the pages of the range, may be what the storer had done after DONE stores, with some of the next
- * MORE ones. STATE is what the range was after DONE. */
+/* FOUND, of the pages of the range, may be what the storer had done after DONE stores, with some of the
+ * next MORE ones. STATE is what the range was after DONE. */
 static bool cut_is(const struct storer *s, const struct store *stores, unsigned done, unsigned more,
                    const struct model *state, const unsigned char *found)
 {
@@ -339,8 +339,8 @@ void op_stores(struct world *w)
   share.count += others > 0; /* the last one is this thread */
   if (rng_chance(&w->rng, w->flush_durable ? 60 : 10))
     flushing = 1 + (unsigned)rng_below(&w->rng, FLUSHERS);
-  world_say(w, "stores: kind %u%s, %u threads, pages %" PRIu64 "+%" PRIu64 ", %u others, %u flushers", share.kind,
-            hot ? " (hot)" : "", share.count, share.first, share.pages, others, flushing);
+  world_say(w, "stores: kind %u%s, %u threads, pages %" PRIu64 "+%" PRIu64 ", %u others, %u flushers",
+            share.kind, hot ? " (hot)" : "", share.count, share.first, share.pages, others, flushing);
 
   before = model_copy(w->head);
   for (unsigned i = 0; i < flushing; i++) {
@@ -391,8 +391,8 @@ static void *transfer_run(void *argument)
   struct transfer *t = argument;
   ssize_t n = pread(t->fd, t->to, t->length, 0);
 
-  CHECK(n == (ssize_t)t->length, "a read of %" PRIu64 " bytes with O_DIRECT into the range gave %zd: %s", t->length,
-        n, strerror(errno));
+  CHECK(n == (ssize_t)t->length, "a read of %" PRIu64 " bytes with O_DIRECT into the range gave %zd: %s",
+        t->length, n, strerror(errno));
   atomic_store(&t->done, true);
   return NULL;
 }

@@ -159,8 +159,8 @@ void view_check_file(struct world *w)
   uint64_t units = 0;
   pcow_image *image;
 
-  /* In the page cache of a disk's file system the first store to a page of a large folio gives blocks to all of
-   * it: zeros at pages that nobody sees. */
+  /* In the page cache of a disk's file system the first store to a page of a large folio gives blocks to all
+   * of it: zeros at pages that nobody sees. */
   if (w->modes && !test_is_tmpfs(w->path)) {
     OK(pcow_check(w->path, PCOW_CHECK_REPAIR_LEAKS, &result, NULL, NULL, NULL));
     CHECK(!result.corruptions, "%" PRIu64 " corruptions", result.corruptions);

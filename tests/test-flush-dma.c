@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What a device writes to a flush-durable map: a buffer that is registered with io_uring keeps its pages pinned, and a
- * read into it passes the page tables by, so that no scan tells of it. Said with pcow_mark_dirty(), it is durable
- * after the next flush; pages beside the buffer stay as they were.
+ * What a device writes to a flush-durable map: a buffer that is registered with io_uring keeps its pages
+ * pinned, and a read into it passes the page tables by, so that no scan tells of it. Said with
+ * pcow_mark_dirty(), it is durable after the next flush; pages beside the buffer stay as they were.
  *
  *     test-flush-dma [--seed N] [--dir DIR]
  */
@@ -42,8 +42,8 @@ static void ring_open(struct ring *r)
   if (!(r->params.features & IORING_FEAT_SINGLE_MMAP))
     test_skip("this kernel's io_uring is too old");
   r->queue = mmap(NULL, 64 * KIB, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, IORING_OFF_SQ_RING);
-  r->entries = mmap(NULL, r->params.sq_entries * sizeof *r->entries, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd,
-                    IORING_OFF_SQES);
+  r->entries = mmap(NULL, r->params.sq_entries * sizeof *r->entries, PROT_READ | PROT_WRITE, MAP_SHARED,
+                    r->fd, IORING_OFF_SQES);
   if (r->queue == MAP_FAILED || r->entries == MAP_FAILED)
     test_skip("the queues of io_uring cannot be mapped: %s", strerror(errno));
 }
@@ -71,7 +71,8 @@ static void ring_read(struct ring *r, int fd, void *to, uint32_t length)
 int main(int argc, char **argv)
 {
   struct rng rng = { test_seed(argc, argv) };
-  unsigned char *device = test_alloc(PAGES * PAGE), *expected = test_alloc(PAGES * PAGE), found[PCOW_PAGE_SIZE];
+  unsigned char *device = test_alloc(PAGES * PAGE), *expected = test_alloc(PAGES * PAGE);
+  unsigned char found[PCOW_PAGE_SIZE];
   char *base, *path, *data;
   struct pcow_mapping_stats before;
   pcow_image *image;

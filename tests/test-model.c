@@ -8,8 +8,8 @@
  *                [--size SIZE] [--max-maps N] [--dir DIR] [--mode store|flush|all|no-map] [--msync]
  *                [--nobody] [--without NAME,…] [--verbose]
  *
- * --session K begins at the K-th session of the seed. --without leaves operations out, and --mode maps (and so
- * both change what the seed draws). With --msync only fdatasync(2) makes stores durable, so that maps are
+ * --session K begins at the K-th session of the seed. --without leaves operations out, and --mode maps (and
+ * so both change what the seed draws). With --msync only fdatasync(2) makes stores durable, so that maps are
  * flush-durable. --nobody runs unprivileged: maps are flush-durable and nobody can be made to wait.
  */
 #include "model-world.h"
@@ -285,7 +285,8 @@ int main(int argc, char **argv)
   }
   printf("%" PRIu64 " operations, %lu views compared (%" PRIu64 " MiB), %lu maps, %lu merges, %lu checks\n",
          done, compared, bytes / MIB, maps, merges, checks);
-  printf("%lu flushes of maps, %lu pages flushed, %lu handed over, %lu words of crashes older than stored, %lu cuts\n",
+  printf("%lu flushes of maps, %lu pages flushed, %lu handed over, %lu words of crashes older than stored, "
+         "%lu cuts\n",
          flushes, flushed, handed_over, older, cuts);
   return 0;
 }

@@ -4,7 +4,8 @@
  * work, or some microseconds after an operation of a certain kind began -, starts them again, and fills the
  * file system now and then. Each start of a worker verifies everything that was acknowledged before.
  *
- *     soak [--seconds N] [--kills N] [--workers N] [--mode store|flush|all|no-map] [--fill] [--seed N] [--dir DIR]
+ *     soak [--seconds N] [--kills N] [--workers N] [--mode store|flush|all|no-map] [--fill] [--seed N]
+ *          [--dir DIR]
  *
  * Workers map in either way, or in the given one. Ends after that many seconds, or after that many kills.
  * --fill is for a file system of the soak's own
@@ -376,7 +377,8 @@ static void summary(uint64_t begin)
            sum_at(offsetof(struct worker, killed) + k * sizeof(uint64_t)));
     all += done;
   }
-  printf("\nflush-durable maps %" PRIu64 ", stores to them %" PRIu64 ", flushes repeated for want of space %" PRIu64,
+  printf("\nflush-durable maps %" PRIu64 ", stores to them %" PRIu64
+         ", flushes repeated for want of space %" PRIu64,
          SUM(flush_maps), SUM(flush_stores), SUM(again));
   printf("\nstores of second threads %" PRIu64 ", cuts under them %" PRIu64 ", readers held %" PRIu64
          ", torn blocks written again %" PRIu64 ", leaked slots seen %" PRIu64 "\n",

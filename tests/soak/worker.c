@@ -42,11 +42,12 @@ static int flush_patiently(struct session *s, uint64_t offset, uint64_t length, 
     atomic_fetch_add(&me->progress, 1);
     bytes = test_alloc(length);
     test_range_load(bytes, s->address + offset, length);
-    CHECK(memcmp(bytes, stored, length) == 0, "image %u: after a flush that found no space, stores at %" PRIu64
-          " are gone from the map", s->index, offset);
+    CHECK(memcmp(bytes, stored, length) == 0,
+          "image %u: after a flush that found no space, stores at %" PRIu64 " are gone from the map", s->index,
+          offset);
     OK(pcow_pread(s->handle, bytes, length, offset));
-    CHECK(memcmp(bytes, stored, length) == 0, "image %u: after a flush that found no space, stores at %" PRIu64
-          " do not read", s->index, offset);
+    CHECK(memcmp(bytes, stored, length) == 0,
+          "image %u: after a flush that found no space, stores at %" PRIu64 " do not read", s->index, offset);
     free(bytes);
     usleep(20000);
   }
