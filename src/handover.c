@@ -287,6 +287,8 @@ int handover_hold(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64
   if (m->all_async && map_find(mu->async, first, end, true) < end)
     return fail(EBUSY, "%s: pages of the mapping cannot be moved: userfaultfd, which would hold who writes to "
                 "them, is not permitted", m->image->path);
+  if (map_find(mu->async, first, end, true) < end)
+    ORDERED_VOID("hold F.3", tracking_busy(m, u->number));
   while (ret == 0 && (first = map_find(mu->async, first, end, true)) < end) {
     uint64_t to = map_find(mu->async, first, end, false);
 

@@ -278,6 +278,9 @@ void tracking_lose(struct pcow_mapping *m);
 int tracking_take(struct pcow_mapping *m, uint64_t first, uint64_t end);
 /* Async ones of pages [first, end) of the mapping become dirty. */
 void tracking_mark(struct pcow_mapping *m, uint64_t first, uint64_t end);
+/* Stores to pages of the locked unit are about to be on their way to the slot: a flush that finds nothing must
+ * wait for the unit all the same. The next flush ends that. */
+void tracking_busy(struct pcow_mapping *m, uint64_t unit);
 /* The first unit from UNIT to END of which pages are dirty, or are being copied; or END. */
 uint64_t tracking_next_dirty(struct pcow_mapping *m, uint64_t unit, uint64_t end);
 /* Sets in BITS (of pages relative to FIRST), and clears, what is dirty of pages of a locked unit. False:

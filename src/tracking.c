@@ -233,6 +233,13 @@ int tracking_take(struct pcow_mapping *m, uint64_t first, uint64_t end)
              : 0;
 }
 
+void tracking_busy(struct pcow_mapping *m, uint64_t unit)
+{
+  g_mutex_lock(&m->track_lock);
+  insert(m->dirty_units, unit);
+  g_mutex_unlock(&m->track_lock);
+}
+
 uint64_t tracking_next_dirty(struct pcow_mapping *m, uint64_t unit, uint64_t end)
 {
   uint64_t next;

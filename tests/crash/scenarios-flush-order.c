@@ -118,10 +118,10 @@ static void flush_beset(struct ground *g, uint64_t page, bool flushes, unsigned 
   ground_see(g);
 }
 
-/* A page that nobody stored to yet is taken from the kernel's hands, because it is written through the API. */
-static void write_beset(struct ground *g, uint64_t page)
+/* A page is taken from the kernel's hands, because it is written through the API. */
+static void write_beset(struct ground *g, uint64_t page, bool flushes, unsigned requests)
 {
-  struct other o = other_new(g, page, false, 8);
+  struct other o = other_new(g, page, flushes, requests);
 
   other_begin(&o);
   subject_write(g->s, page * PAGE, 512);
@@ -137,7 +137,7 @@ static void stores_between(struct lab *lab)
 
   for (unsigned i = 0; i < 3; i++)
     flush_beset(&g, page, false, 8);
-  write_beset(&g, (page + 1 + rng_below(&lab->rng, 20)) % (2 * UNIT / PAGE));
+  write_beset(&g, (page + 1 + rng_below(&lab->rng, 20)) % (2 * UNIT / PAGE), false, 8);
   lab_acknowledged(lab);
   ground_flush(&g);
   ground_end(&g);
@@ -154,8 +154,24 @@ static void flush_between(struct lab *lab)
   ground_end(&g);
 }
 
+/* The same while it is taken from the kernel's hands, with what was stored to it. */
+static void write_between(struct lab *lab)
+{
+  struct ground g = ground_over(lab, 2 * UNIT, 2 * UNIT, 0, PCOW_THIN_DEFAULT);
+  uint64_t page = rng_below(&lab->rng, 2 * UNIT / PAGE);
+
+  for (unsigned i = 0; i < 3; i++, page = (page + 1) % (2 * UNIT / PAGE)) {
+    subject_put(g.s, page * PAGE + 1024, 64);
+    write_beset(&g, page, true, 1);
+    lab_acknowledged(lab);
+  }
+  ground_flush(&g);
+  ground_end(&g);
+}
+
 const struct scenario scenarios_flush_order[] = {
   { "order-flush-stores", "stores between the steps of a flush", stores_between, false },
   { "order-flush-wait", "the page of a flush is flushed by another thread", flush_between, false },
+  { "order-flush-write", "a stored-to page is written through the API, and flushed", write_between, false },
   { NULL, NULL, NULL, false },
 };

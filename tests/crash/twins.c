@@ -81,6 +81,8 @@ static const struct twin all[] = {
   { "write 1.2", "pmem", "flush-threads", "", "hand-over of copied pages to another thread's flush" },
   { "F.3", "pmem", "order-flush-wait", "", "a flush waits for another one that took its pages" },
   { "F.3", "msync", "order-flush-wait", "", "a flush waits for another one that took its pages" },
+  { "hold F.3", "pmem", "order-flush-write", "", "a flush waits for pages that are taken from the kernel's hands" },
+  { "hold F.3", "msync", "order-flush-write", "", "a flush waits for pages that are taken from the kernel's hands" },
   { "F.4", "pmem", "flush-again", "", "stores to shared pages of a flush-durable map" },
   { "F.4+live S.2", "pmem", "flush-snapshot", "", "the same before a snapshot: one covers the other" },
   { "hold H.2", "pmem", "order-flush-stores", "", "pages are protected before they are handed over" },
