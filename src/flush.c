@@ -112,9 +112,12 @@ int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
 int flush_publish(struct pcow_mapping *m, uint64_t first, uint64_t end)
 {
   uint64_t unit_end = (end + m->unit_pages - 1) >> m->unit_shift;
+  int ret = handover_retrack(m);
+
   /* Ordering: F.1 pages are protected and noted as dirty. F.2 they are copied. The other way round a store
    * between the two would be lost. */
-  int ret = tracking_take(m, first, end);
+  if (ret == 0)
+    ret = tracking_take(m, first, end);
 
   for (uint64_t unit = first >> m->unit_shift;
        ret == 0 && (unit = tracking_next_dirty(m, unit, unit_end)) < unit_end; unit++) {

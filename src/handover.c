@@ -75,9 +75,8 @@ static int give_back(struct pcow_mapping *m, struct map_unit *mu, uint64_t first
   uffd_unregister(m->uffd, map_address(m, page), (end - first) * PAGE_BYTES);
   ret = tracking_register(m, map_address(m, page), (end - first) * PAGE_BYTES);
   if (ret) {
-    /* Nobody would tell of stores any more: whatever is copied is to be copied again and again. */
     tracking_note(m, mu->number, first, end);
-    tracking_lose(m);
+    tracking_lose(m, mu->number);
     return failed(m, -ret, "track", page, end - first);
   }
   tracking_note(m, mu->number, first, end);
@@ -296,6 +295,36 @@ int handover_hold(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64
     if (ret == -EINVAL)
       ret = hold_pieces(m, u, mu, first, to);
     first = to;
+  }
+  return ret;
+}
+
+int handover_retrack(struct pcow_mapping *m)
+{
+  int ret = 0;
+
+  for (uint64_t unit = 0; ret == 0 && (unit = tracking_next_lost(m, unit)) < m->unit_count; unit++) {
+    struct map_unit *mu = map_unit_get(m, unit);
+    struct unit *u = head_lock_unit(m->image->head, unit, &ret);
+
+    if (!u)
+      break;
+    for (uint64_t first = 0, to; ret == 0; first = to) {
+      first = map_find(mu->async, first, m->unit_pages, true);
+      to = map_find(mu->async, first, m->unit_pages, false);
+      if (first == to)
+        break;
+      ret = give_back(m, mu, first, to);
+      /* Some of them may be registered for events, and others not: one at a time none is both. */
+      for (uint64_t at = first; ret && at < to; at++) {
+        ret = give_back(m, mu, at, at + 1);
+        if (ret)
+          break;
+      }
+    }
+    if (ret == 0)
+      tracking_found(m, unit);
+    head_unlock_unit(m->image->head, u);
   }
   return ret;
 }

@@ -124,6 +124,7 @@ struct pcow_mapping {
   GMutex track_lock;            /* scans, and what is dirty; innermost */
   GTree *async_units;           /* set of number + 1: has async pages */
   GTree *dirty_units;           /* set of number + 1: has, or had when a flush began to copy, dirty pages */
+  GTree *lost_units;            /* set of number + 1: has async pages of which nobody tells when they are written */
   struct uffd_pages *found;     /* by a scan */
   bool scan_failed;             /* what was written is not known: all copied pages count as dirty */
   bool lower_tmpfs;             /* some async pages are of files that a protected map can have */
@@ -271,8 +272,12 @@ int tracking_register(struct pcow_mapping *m, uint8_t *address, uint64_t length)
 /* Pages of the unit are async now, or are not any more. The unit is locked. */
 void tracking_note(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end);
 void tracking_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end);
-/* Nobody told what was written since the last call: the next one takes all that was copied. */
-void tracking_lose(struct pcow_mapping *m);
+/* Nobody tells what is written of async pages of the unit, until it is found: then all that was copied by
+ * then counts as written. */
+void tracking_lose(struct pcow_mapping *m, uint64_t unit);
+void tracking_found(struct pcow_mapping *m, uint64_t unit);
+/* The first unit from UNIT on that is lost, or the number of units. */
+uint64_t tracking_next_lost(struct pcow_mapping *m, uint64_t unit);
 
 /* What was written in pages [first, end) of the mapping since the last call becomes dirty. */
 int tracking_take(struct pcow_mapping *m, uint64_t first, uint64_t end);
@@ -296,6 +301,9 @@ int tracking_copied(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint6
  * from the slot, the others are armed or filled on demand. Not on the handler thread. -ENOSPC: some still
  * are, nothing is lost. */
 int handover_hold(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
+
+/* Async pages that are not tracked any more, because that failed, are. No unit is locked. */
+int handover_retrack(struct pcow_mapping *m);
 
 /* ---- flush.c ---- */
 

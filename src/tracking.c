@@ -62,6 +62,7 @@ int tracking_start(struct pcow_mapping *m)
   }
   m->async_units = g_tree_new(compare_keys);
   m->dirty_units = g_tree_new(compare_keys);
+  m->lost_units = g_tree_new(compare_keys);
   m->found = g_new(struct uffd_pages, FOUND_MOST);
   return 0;
 }
@@ -79,6 +80,7 @@ void tracking_stop(struct pcow_mapping *m)
   close(m->pagemap_fd);
   g_clear_pointer(&m->async_units, g_tree_unref);
   g_clear_pointer(&m->dirty_units, g_tree_unref);
+  g_clear_pointer(&m->lost_units, g_tree_unref);
   g_free(m->found);
 }
 
@@ -122,11 +124,29 @@ void tracking_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first
   g_mutex_unlock(&m->track_lock);
 }
 
-void tracking_lose(struct pcow_mapping *m)
+void tracking_lose(struct pcow_mapping *m, uint64_t unit)
 {
   g_mutex_lock(&m->track_lock);
+  insert(m->lost_units, unit);
+  g_mutex_unlock(&m->track_lock);
+}
+
+void tracking_found(struct pcow_mapping *m, uint64_t unit)
+{
+  g_mutex_lock(&m->track_lock);
+  g_tree_remove(m->lost_units, GSIZE_TO_POINTER(unit + 1));
   m->scan_failed = true;
   g_mutex_unlock(&m->track_lock);
+}
+
+uint64_t tracking_next_lost(struct pcow_mapping *m, uint64_t unit)
+{
+  uint64_t next;
+
+  g_mutex_lock(&m->track_lock);
+  next = next_in(m->lost_units, unit, m->unit_count);
+  g_mutex_unlock(&m->track_lock);
+  return next;
 }
 
 /* Async ones of pages [first, end) of the mapping become dirty. track_lock is held. */

@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static struct inject_counts *shared;
@@ -36,6 +37,9 @@ static const struct {
   [CALL_PWRITE] = { "pwrite", { EIO, ENOSPC, GIVE_SHORT } },
   [CALL_PREAD] = { "pread", { EIO, GIVE_SHORT, GIVE_EOF } },
   [CALL_READ] = { "read", { EINTR, EAGAIN } },
+  [CALL_PIPE] = { "pipe", { EMFILE } },
+  [CALL_PIPE_READ] = { "pipe-read", { EINTR } },
+  [CALL_VMSPLICE] = { "vmsplice", { ENOMEM, EAGAIN } },
   [CALL_LSEEK] = { "lseek", { EINVAL } },
   [CALL_FSTAT] = { "fstat", { EIO } },
   [CALL_MMAP] = { "mmap", { ENOMEM } },
@@ -48,9 +52,11 @@ static const struct {
   [CALL_MEMFD] = { "memfd", { EMFILE } },
   [CALL_UFFD_API] = { "uffd-api", { EINVAL } },
   [CALL_UFFD_REGISTER] = { "uffd-register", { ENOMEM, EINVAL } },
+  [CALL_UFFD_UNREGISTER] = { "uffd-unregister", { ENOMEM } },
   [CALL_UFFD_PROTECT] = { "uffd-protect", { ENOMEM, EAGAIN } },
   [CALL_UFFD_COPY] = { "uffd-copy", { ENOMEM, EAGAIN } },
   [CALL_UFFD_ZERO] = { "uffd-zero", { ENOMEM, EAGAIN } },
+  [CALL_SCAN] = { "scan", { ENOMEM, EFAULT, EINTR } },
   [CALL_THREAD] = { "thread", { EAGAIN } },
   [CALL_RANDOM] = { "random", { ENOSYS, GIVE_SHORT } },
   [CALL_RENAME] = { "rename", { EINVAL, EIO } },
@@ -121,17 +127,28 @@ WRAP(ssize_t, pread64, int fd, void *buffer, size_t count, off_t offset)
   return __real_pread64(fd, buffer, give == GIVE_SHORT ? (count + 1) / 2 : count, offset);
 }
 
-WRAP(ssize_t, read, int fd, void *buffer, size_t count)
-{
-  return hit(CALL_READ) ? -1 : __real_read(fd, buffer, count);
-}
-
 WRAP(off_t, lseek64, int fd, off_t offset, int whence)
 {
   return hit(CALL_LSEEK) ? -1 : __real_lseek64(fd, offset, whence);
 }
 
 WRAP(int, fstat64, int fd, struct stat *st) { return hit(CALL_FSTAT) ? -1 : __real_fstat64(fd, st); }
+
+/* What is in a pipe can be read: nothing but a signal comes between. */
+WRAP(ssize_t, read, int fd, void *buffer, size_t count)
+{
+  struct stat st;
+  bool pipe = __real_fstat64(fd, &st) == 0 && S_ISFIFO(st.st_mode);
+
+  return hit(pipe ? CALL_PIPE_READ : CALL_READ) ? -1 : __real_read(fd, buffer, count);
+}
+
+WRAP(int, pipe2, int *fds, int flags) { return hit(CALL_PIPE) ? -1 : __real_pipe2(fds, flags); }
+
+WRAP(ssize_t, vmsplice, int fd, const struct iovec *parts, size_t count, unsigned flags)
+{
+  return hit(CALL_VMSPLICE) ? -1 : __real_vmsplice(fd, parts, count, flags);
+}
 
 WRAP(void *, mmap64, void *address, size_t length, int prot, int flags, int fd, off_t offset)
 {
@@ -217,9 +234,11 @@ int __wrap_ioctl(int fd, unsigned long request, ...)
   } calls[] = {
     { UFFDIO_API, CALL_UFFD_API },
     { UFFDIO_REGISTER, CALL_UFFD_REGISTER },
+    { UFFDIO_UNREGISTER, CALL_UFFD_UNREGISTER },
     { UFFDIO_WRITEPROTECT, CALL_UFFD_PROTECT },
     { UFFDIO_COPY, CALL_UFFD_COPY },
     { UFFDIO_ZEROPAGE, CALL_UFFD_ZERO },
+    { _IOWR('f', 16, uint64_t[12]), CALL_SCAN },
   };
   void *argument;
   va_list args;

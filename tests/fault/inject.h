@@ -19,6 +19,9 @@ enum call {
   CALL_PWRITE,
   CALL_PREAD,
   CALL_READ,                    /* of a userfaultfd, or of /proc */
+  CALL_PIPE,
+  CALL_PIPE_READ,
+  CALL_VMSPLICE,
   CALL_LSEEK,
   CALL_FSTAT,
   CALL_MMAP,
@@ -31,9 +34,11 @@ enum call {
   CALL_MEMFD,
   CALL_UFFD_API,
   CALL_UFFD_REGISTER,
+  CALL_UFFD_UNREGISTER,
   CALL_UFFD_PROTECT,
   CALL_UFFD_COPY,
   CALL_UFFD_ZERO,
+  CALL_SCAN,                    /* PAGEMAP_SCAN */
   CALL_THREAD,
   CALL_RANDOM,
   CALL_RENAME,

@@ -7,6 +7,7 @@
  */
 #include "scenarios.h"
 
+#include <inttypes.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -21,6 +22,7 @@
 static _Thread_local sigjmp_buf after;
 static _Thread_local volatile bool storing;
 static pcow_mapping *map;
+static bool flush_durable;      /* it is: stores are not made durable one by one */
 static atomic_bool tick_stop, help_stop, help_wanted;
 
 static void on_sigbus(int number)
@@ -73,7 +75,8 @@ static bool load(uint64_t page, void *to)
   return true;
 }
 
-/* One store and what the model says about it. */
+/* One store and what the model says about it. A snapshot that failed may be there all the same, when nobody could
+ * say whether its commit is on the media; then it may have later stores. */
 static void store_page(uint64_t page, uint64_t word)
 {
   struct cell *cell = &world->head.cells[page];
@@ -88,6 +91,9 @@ static void store_page(uint64_t page, uint64_t word)
         break;
       }
   cell_may(cell, value);
+  for (unsigned i = 0; flush_durable && i < SNAPSHOTS_MOST; i++)
+    if (world->snapshots[i].name[0] && world->snapshots[i].maybe_missing)
+      cell_may(&world->snapshots[i].view.cells[page], value);
   if (!store(page, word)) {
     __atomic_add_fetch(&world->lost_stores, 1, __ATOMIC_SEQ_CST);
     CHECK(world->logged, "page %u gave SIGBUS, and the log has no sentence about it", (unsigned)page);
@@ -96,6 +102,8 @@ static void store_page(uint64_t page, uint64_t word)
   cell_has(cell, value);
   if (load(page, found))
     CHECK(value_is(found, value), "page %u shows something else than what was stored", (unsigned)page);
+  if (flush_durable)
+    return;
   if (pcow_persist(map, page * PAGE, PAGE) == 0)
     cell_settle(cell, value);
   else
@@ -192,7 +200,7 @@ static int do_map(uint32_t thin, pcow_nospace_fn nospace)
   struct pcow_map_options options = PCOW_INIT(options);
   int result;
 
-  options.durability = PCOW_STORE_DURABLE;
+  options.durability = flush_durable ? PCOW_FLUSH_DURABLE : PCOW_STORE_DURABLE;
   options.thin = thin;
   options.nospace = nospace;
   options.granule = PAGE;
@@ -259,6 +267,109 @@ static void run_mapped(uint32_t thin, pcow_nospace_fn nospace)
 void run_map(void) { run_mapped(PCOW_THIN_GUARDED, NULL); }
 void run_map_native(void) { run_mapped(PCOW_THIN_NATIVE, NULL); }
 void run_map_held(void) { run_mapped(PCOW_THIN_GUARDED, on_nospace); }
+
+/* ---- Flush-durable ---- */
+
+/* Nothing is lost, whatever failed: the map shows what was stored, and so does the image. */
+static void see_all(void)
+{
+  uint64_t found[PCOW_PAGE_SIZE / 8];
+
+  for (uint64_t page = 0; page < world->head.size / PAGE; page++) {
+    inject_arm(true);
+    if (!load(page, found)) {
+      CHECK(world->logged, "page %u gave SIGBUS, and the log has no sentence about it", (unsigned)page);
+      continue;
+    }
+    inject_arm(false);
+    CHECK(cell_fits(&world->head.cells[page], found, true),
+          "page %" PRIu64 " of the map lost what was stored: it begins with 0x%" PRIx64 ", 0x%" PRIx64 "; last was 0x%"
+          PRIx64, page, found[0], found[1], cell_last(&world->head.cells[page]).word);
+  }
+  do_read(0, world->head.size / PAGE);
+}
+
+static int flush(uint64_t page, uint64_t count)
+{
+  int result = RUN("flush", true, pcow_flush(map, page * PAGE, count * PAGE));
+
+  for (uint64_t i = page; result == 0 && i < page + count; i++) {
+    struct cell *cell = &world->head.cells[i];
+
+    cell_settle(cell, cell->values[cell->sure]);
+  }
+  see_all();
+  return result;
+}
+
+static int flush_whole(void) { return flush(0, world->head.size / PAGE); }
+
+static void work_flushed(void)
+{
+  store_all(0, 40, 1 << 20);
+  store_all(126, 132, 1 << 20);
+  flush_whole();
+  store_all(10, 50, 2 << 20);   /* most of them: handed over */
+  flush(8, 36);
+  store_all(14, 20, 3 << 20);
+  do_write(12, 4, 3000);
+  do_write(70, 2, 3000);        /* nobody stored to them */
+  do_discard(30, 8);
+  do_zeroes(60, 4);
+  see_all();
+  do_snapshot("a");
+  store_all(16, 36, 4 << 20);
+  flush_whole();
+  store_all(90, 96, 5 << 20);
+  do_delete("a");
+  see_all();
+}
+
+/* The fault is over: what it kept from being durable can be, and is, without a close. */
+static void finish_flushed(void)
+{
+  unsigned lost = world->lost_stores;
+
+  inject_plan(&(struct plan){ .nth = 0 });
+  see_all();
+  OK(pcow_mapping_resume(map));
+  if (flush_whole()) {
+    CHECK(the_fault_is(CALL_FDATASYNC) || strstr(pcow_errormsg(), "since a commit failed"),
+          "a flush cannot be repeated: %s", pcow_errormsg());
+    return;
+  }
+  store_all(0, 64, 6 << 20);
+  CHECK(world->lost_stores == lost, "stores give SIGBUS although nothing fails any more");
+  CHECK(flush_whole() == 0, "a flush fails although nothing fails any more: %s", pcow_errormsg());
+}
+
+static void run_flushed(uint32_t thin)
+{
+  pthread_t helper;
+
+  flush_durable = true;
+  if (do_open(PCOW_OPEN_RDWR))
+    return;
+  if (do_map(thin, NULL)) {
+    do_close();
+    return;
+  }
+  atomic_store(&help_stop, false);
+  CHECK(!pthread_create(&helper, NULL, help_main, NULL), "no thread");
+  work_flushed();
+  finish_flushed();
+  atomic_store(&help_stop, true);
+  pthread_join(helper, NULL);
+  if (world->counts.hits % 2)
+    return;                     /* not closed: what was flushed is there all the same */
+  world_restore_plan();
+  if (RUN("unmap", true, pcow_unmap(map)))
+    see_all();                  /* it stays */
+  do_close();
+}
+
+void run_flush(void) { run_flushed(PCOW_THIN_GUARDED); }
+void run_flush_native(void) { run_flushed(PCOW_THIN_NATIVE); }
 
 void run_map_read(void)
 {

@@ -14,7 +14,10 @@
 #define BASE_SEED 100000u
 #define OTHER_SEED 200000u
 
-static void make_base(const char *path, uint64_t seed)
+/* Of the first 128 pages one in three, or all, with gaps. */
+static bool base_has(uint64_t page, bool dense) { return dense ? page % 50 < 45 : page % 3 == 0; }
+
+static void make_base(const char *path, uint64_t seed, bool dense)
 {
   char page[PCOW_PAGE_SIZE];
   pcow_image *base;
@@ -22,10 +25,11 @@ static void make_base(const char *path, uint64_t seed)
   unlink(path);
   test_create(path, SIZE, UNIT, NULL, PCOW_FORMAT_NONE, NULL);
   base = test_open(path, PCOW_OPEN_RDWR, NULL);
-  for (uint64_t i = 0; i < 128; i += 3) {
-    test_page_fill(page, seed + i);
-    OK(pcow_pwrite(base, page, PAGE, i * PAGE));
-  }
+  for (uint64_t i = 0; i < 128; i++)
+    if (base_has(i, dense)) {
+      test_page_fill(page, seed + i);
+      OK(pcow_pwrite(base, page, PAGE, i * PAGE));
+    }
   OK(pcow_close(base));
 }
 
@@ -44,19 +48,20 @@ static void names(const char *base, const char *other)
   world->head.size = world->head.size_maybe = SIZE;
 }
 
-static void base_shows(void)
+static void base_shows(bool dense)
 {
-  for (uint64_t i = 0; i < 128; i += 3)
-    cell_has(&world->head.cells[i], (struct value){ BASE_SEED + i, 0 });
-  for (uint64_t i = 0; i < 128; i += 3)
-    cell_settle(&world->head.cells[i], (struct value){ BASE_SEED + i, 0 });
+  for (uint64_t i = 0; i < 128; i++)
+    if (base_has(i, dense)) {
+      cell_has(&world->head.cells[i], (struct value){ BASE_SEED + i, 0 });
+      cell_settle(&world->head.cells[i], (struct value){ BASE_SEED + i, 0 });
+    }
 }
 
-static void prepare_overlay(void)
+static void prepare(bool dense)
 {
   names("base.pcow", "other.pcow");
-  make_base(world->base, BASE_SEED);
-  base_shows();
+  make_base(world->base, BASE_SEED, dense);
+  base_shows(dense);
   test_create(world->path, SIZE, UNIT, world->base, PCOW_FORMAT_PCOW, NULL);
   world->made = true;
   OK(do_open(PCOW_OPEN_RDWR));
@@ -65,16 +70,19 @@ static void prepare_overlay(void)
   OK(do_close());
 }
 
+static void prepare_overlay(void) { prepare(false); }
+static void prepare_flush(void) { prepare(true); }
+
 static void prepare_rebase(void)
 {
   prepare_overlay();
-  make_base(world->other, OTHER_SEED);
+  make_base(world->other, OTHER_SEED, false);
 }
 
 static void prepare_create(void)
 {
   names("base.pcow", NULL);
-  make_base(world->base, BASE_SEED);
+  make_base(world->base, BASE_SEED, false);
 }
 
 /* ---- Creation ---- */
@@ -107,7 +115,7 @@ static void run_create(void)
   int result;
 
   world->maybe_made = true;     /* if it is killed */
-  base_shows();
+  base_shows(false);
   result = create(0, true);
   world->made = result == 0;
   no_leftovers();
@@ -277,6 +285,8 @@ const struct scenario scenarios[] = {
   { .name = "map", .prepare = prepare_overlay, .run = run_map, .maps = true },
   { .name = "map-native", .prepare = prepare_overlay, .run = run_map_native, .maps = true },
   { .name = "map-held", .prepare = prepare_overlay, .run = run_map_held, .maps = true, .held = true },
+  { .name = "flush", .prepare = prepare_flush, .run = run_flush, .flush_maps = true },
+  { .name = "flush-native", .prepare = prepare_flush, .run = run_flush_native, .flush_maps = true },
   { .name = "map-read", .prepare = prepare_overlay, .run = run_map_read },
 };
 

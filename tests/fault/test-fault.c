@@ -177,7 +177,7 @@ static void one_case(const char *text)
       run_case(&scenarios[i], mode, &plan);
 }
 
-static bool can_map(void)
+static bool can_map(uint32_t durability)
 {
   struct pcow_map_options options = PCOW_INIT(options);
   const char *path = test_path("probe.pcow");
@@ -187,10 +187,11 @@ static bool can_map(void)
 
   test_create(path, MIB, UNIT, NULL, PCOW_FORMAT_NONE, NULL);
   probe = test_open(path, PCOW_OPEN_RDWR, NULL);
-  options.durability = PCOW_STORE_DURABLE;
+  options.durability = durability;
   result = pcow_map(probe, &options, &map);
   if (result)
-    printf("scenarios with a map are left out: %s\n", pcow_errormsg());
+    printf("scenarios with a %s map are left out: %s\n",
+           durability == PCOW_FLUSH_DURABLE ? "flush-durable" : "store-durable", pcow_errormsg());
   OK(pcow_unmap(map));
   OK(pcow_close(probe));
   unlink(path);
@@ -201,7 +202,7 @@ int main(int argc, char **argv)
 {
   const char *only = test_option_string(argc, argv, "--scenario");
   const char *one = test_option_string(argc, argv, "--case");
-  bool maps;
+  bool maps, flush_maps;
 
   test_force_pmem(argv);
   test_dir(argc, argv);
@@ -210,14 +211,16 @@ int main(int argc, char **argv)
   world = mmap(NULL, sizeof *world, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   CHECK(world != MAP_FAILED, "no memory");
   inject_init(&world->counts);
-  maps = can_map();
+  maps = can_map(PCOW_STORE_DURABLE);
+  flush_maps = can_map(PCOW_FLUSH_DURABLE);
   if (one) {
     setenv("FAULT_VERBOSE", "1", 1);
     one_case(one);
   }
   for (unsigned mode = 0; !one && mode < 2; mode++)
     for (unsigned i = 0; i < scenario_count; i++)
-      if ((!only || strcmp(only, scenarios[i].name) == 0) && (!scenarios[i].maps || (maps && mode == 0)))
+      if ((!only || strcmp(only, scenarios[i].name) == 0) && (!scenarios[i].maps || (maps && mode == 0)) &&
+          (!scenarios[i].flush_maps || flush_maps))
         run_scenario(&scenarios[i], mode ? "0" : "1");
   printf("%u cases, %u of them killed, %u failed\n", cases, kills, failed);
   return failed != 0;

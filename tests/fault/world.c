@@ -79,7 +79,7 @@ static void settle(struct view *view)
 }
 
 /* Torn: each word is from one of the values. A write that failed, or was cut off, leaves that. */
-static bool cell_fits(const struct cell *cell, const uint64_t *page, bool seen)
+bool cell_fits(const struct cell *cell, const uint64_t *page, bool seen)
 {
   static const struct cell zero = { .count = 1 };
   uint64_t expected[VALUES_MOST][PCOW_PAGE_SIZE / 8];
@@ -387,7 +387,9 @@ void do_read(uint64_t page, uint64_t count)
   for (uint64_t i = page; i < page + count; i++) {
     inject_arm(true);
     if (op_done("pread", pcow_pread(image, found, PAGE, i * PAGE), false) == 0)
-      CHECK(cell_fits(&world->head.cells[i], found, true), "page %" PRIu64 " reads wrong in the same session", i);
+      CHECK(cell_fits(&world->head.cells[i], found, true),
+            "page %" PRIu64 " reads wrong in the same session: it begins with 0x%" PRIx64 ", 0x%" PRIx64, i, found[0],
+            found[1]);
   }
 }
 

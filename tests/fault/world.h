@@ -94,6 +94,8 @@ void cell_has(struct cell *cell, struct value value);
 /* What was there when VALUE was not yet stored is gone for good. */
 void cell_settle(struct cell *cell, struct value value);
 struct value cell_last(const struct cell *cell);
+/* May a page with this content be there? SEEN: as who had no crash sees it. */
+bool cell_fits(const struct cell *cell, const uint64_t *page, bool seen);
 void value_fill(void *page, struct value value);
 bool value_is(const void *page, struct value value);
 
