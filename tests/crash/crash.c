@@ -68,8 +68,10 @@ static bool is_chosen(const char *names, const char *name)
 static bool can_map_flush(void)
 {
   int status;
-  pid_t child = fork();
+  pid_t child;
 
+  fflush(stdout);
+  child = fork();
   CHECK(child >= 0, "cannot fork: %s", strerror(errno));
   if (child == 0) {
     struct pcow_map_options how = PCOW_INIT(how);

@@ -248,6 +248,11 @@ int __wrap_ioctl(int fd, unsigned long request, ...)
   va_end(args);
   for (unsigned i = 0; i < sizeof(calls) / sizeof(calls[0]); i++)
     if (calls[i].request == request && hit(calls[i].call)) {
+      /* It fails after it has protected pages that it does not tell of. */
+      if (calls[i].call == CALL_SCAN && plan.give != EINTR) {
+        __real_ioctl(fd, request, argument);
+        errno = plan.give;
+      }
       /* The kernel says how far it came. */
       if (request == UFFDIO_COPY)
         ((struct uffdio_copy *)argument)->copy = -errno;
