@@ -93,8 +93,8 @@ int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
     tracking_done(m, mu);
     return 0;
   }
-  /* Ordering: F.3 until they are in the head the unit is among the dirty ones: who flushes them, too, waits. */
-  if (!ORDERED("F.3", true))
+  /* Ordering: F.2 until they are in the head the unit is among the dirty ones: who flushes them waits. */
+  if (!ORDERED("F.2", true))
     tracking_done(m, mu);
   for (uint64_t at = 0; (at = bits_find(bits, at, end - first, true)) < end - first;) {
     uint64_t to = bits_find(bits, at, end - first, false);
@@ -106,7 +106,7 @@ int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
     at = to;
   }
   tracking_done(m, mu);
-  return ret;
+  return ret ? ret : adapt_flushed(m, u, first, end);
 }
 
 int flush_publish(struct pcow_mapping *m, uint64_t first, uint64_t end)
@@ -129,7 +129,7 @@ int flush_publish(struct pcow_mapping *m, uint64_t first, uint64_t end)
     ret = flush_unit(m, u, MAX(first, zero) - zero, MIN(end, zero + m->unit_pages) - zero);
     head_unlock_unit(m->image->head, u);
   }
-  return ret;
+  return ret ? ret : adapt_units(m, first, end);
 }
 
 /* What is in the slots becomes durable: bits of new pages, and stores through shared pages. */

@@ -287,7 +287,7 @@ int handover_hold(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64
     return fail(EBUSY, "%s: pages of the mapping cannot be moved: userfaultfd, which would hold who writes to "
                 "them, is not permitted", m->image->path);
   if (map_find(mu->async, first, end, true) < end)
-    ORDERED_VOID("hold F.3", tracking_busy(m, u->number));
+    ORDERED_VOID("hold F.2", tracking_busy(m, u->number));
   while (ret == 0 && (first = map_find(mu->async, first, end, true)) < end) {
     uint64_t to = map_find(mu->async, first, end, false);
 
@@ -297,6 +297,27 @@ int handover_hold(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64
     first = to;
   }
   return ret;
+}
+
+void handover_protect(struct pcow_mapping *m, struct unit *u)
+{
+  struct map_unit *mu = map_unit_get(m, u->number);
+  uint64_t first = 0;
+  int ret = 0;
+
+  if (map_find(mu->async, 0, m->unit_pages, true) < m->unit_pages)
+    ORDERED_VOID("hold F.2", tracking_busy(m, u->number));
+  while (ret == 0 && (first = map_find(mu->async, first, m->unit_pages, true)) < m->unit_pages) {
+    uint64_t to = map_find(mu->async, first, m->unit_pages, false);
+
+    ret = hold_in_place(m, u, mu, first, to);
+    first = to;
+  }
+  g_mutex_lock(&m->track_lock);
+  mu->debt = ret ? ADAPT_NEVER : 0;
+  g_mutex_unlock(&m->track_lock);
+  if (ret == 0)
+    m->units_protected++;
 }
 
 int handover_retrack(struct pcow_mapping *m)

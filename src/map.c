@@ -424,6 +424,8 @@ API int pcow_mapping_get_stats(pcow_mapping *mapping, struct pcow_mapping_stats 
     .pages_flushed = m->flushed,
     .pages_handed_over = m->handed_over,
     .scans = m->scans,
+    .pages_kept = m->kept,
+    .units_protected = m->units_protected,
   };
 
   g_mutex_lock(&m->lock);

@@ -48,6 +48,8 @@ struct map_unit {
   uint64_t *resident;           /* of fill: there is a clean copy */
   uint64_t *async;
   uint64_t *dirty;              /* of async */
+  int64_t debt;                 /* nanoseconds that scans of async pages have cost in vain; under track_lock */
+  uint64_t kept;                /* copies by the kernel that were flushed; when last counted */
   uint64_t *edges;              /* a VMA begins at the page; one bit more than pages: ends with the unit */
 };
 
@@ -126,6 +128,7 @@ struct pcow_mapping {
   GTree *dirty_units;           /* set of number + 1: has, or had when a flush began to copy, dirty pages */
   GTree *lost_units;            /* set of number + 1: has async pages of which nobody tells when they are written */
   struct uffd_pages *found;     /* by a scan */
+  int64_t scan_since, scan_nsec;        /* time that scans took since then; track_lock */
   bool scan_failed;             /* what was written is not known: all copied pages count as dirty */
   bool lower_tmpfs;             /* some async pages are of files that a protected map can have */
   GMutex pipe_lock;
@@ -137,7 +140,7 @@ struct pcow_mapping {
   int64_t merge_pause;          /* room below which merging, which found nothing, is tried again */
 
   _Atomic uint64_t faults, write_faults, fill_faults, duplicates, copied, reserved, dram_pages, merges;
-  _Atomic uint64_t flushes, flushed, handed_over, scans;
+  _Atomic uint64_t flushes, flushed, handed_over, scans, kept, units_protected;
 };
 
 static inline uint8_t *map_address(const struct pcow_mapping *m, uint64_t page)
@@ -295,12 +298,32 @@ void tracking_done(struct pcow_mapping *m, struct map_unit *mu);
 /* Sets in BITS (of pages relative to FIRST) the pages that the kernel copied. */
 int tracking_copied(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end, uint64_t *bits);
 
+/* The first unit from UNIT to END whose scans cost more than they are worth; or END. */
+uint64_t tracking_next_costly(struct pcow_mapping *m, uint64_t unit, uint64_t end);
+
+/* ---- adapt.c: what async pages may cost ---- */
+
+#define ADAPT_NEVER INT64_MIN   /* debt of a unit that cannot be protected */
+
+int64_t adapt_clock(void);      /* nanoseconds */
+/* A scan of a unit took so long and found so many pages. track_lock is held, in the next as well. */
+void adapt_scanned(struct pcow_mapping *m, struct map_unit *mu, int64_t nsec, uint64_t found);
+bool adapt_is_costly(const struct pcow_mapping *m, const struct map_unit *mu);
+/* Pages [first, end) of the locked unit were flushed: hands over what has become too much. */
+int adapt_flushed(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
+/* Units of [first, end) of the mapping that are costly are protected. No unit is locked. */
+int adapt_units(struct pcow_mapping *m, uint64_t first, uint64_t end);
+
 /* ---- handover.c ---- */
 
 /* No page of [first, end) of the locked unit is async any more: those that were copied are present and mapped
  * from the slot, the others are armed or filled on demand. Not on the handler thread. -ENOSPC: some still
  * are, nothing is lost. */
 int handover_hold(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
+
+/* The same for all of the locked unit, where protecting it is enough; else it stays as it is, and is not tried
+ * again. */
+void handover_protect(struct pcow_mapping *m, struct unit *u);
 
 /* Async pages that are not tracked any more, because that failed, are. No unit is locked. */
 int handover_retrack(struct pcow_mapping *m);

@@ -207,31 +207,48 @@ static int scan(struct pcow_mapping *m, uint64_t first, uint64_t end, bool prote
 
 static void mark_found(struct pcow_mapping *m, uint64_t first, uint64_t end, void *opaque)
 {
-  (void)opaque;
+  uint64_t *found = opaque;
+
+  *found += end - first;
   mark(m, first, end);
 }
 
-/* Pages of units with async pages, neighbours at once. track_lock is held. */
+/* Pages of units with async pages, which bear what that costs. track_lock is held. */
 static int scan_units(struct pcow_mapping *m, uint64_t first, uint64_t end, bool protect)
 {
   uint64_t unit_end = (end + m->unit_pages - 1) >> m->unit_shift;
   uint64_t unit = next_in(m->async_units, first >> m->unit_shift, unit_end);
+  uint64_t found = 0;
+  int64_t since;
   int ret = 0;
 
   /* A few areas, and where there is nothing, no page tables. */
   if (m->all_async)
-    return scan(m, first, end, protect, m->found, FOUND_MOST, mark_found, NULL);
+    return scan(m, first, end, protect, m->found, FOUND_MOST, mark_found, &found);
 
+  since = unit < unit_end ? adapt_clock() : 0;
   while (ret == 0 && unit < unit_end) {
-    uint64_t to = unit + 1;
+    int64_t now;
 
-    while (to < unit_end && next_in(m->async_units, to, unit_end) == to)
-      to++;
-    ret = scan(m, MAX(first, map_unit_first(m, unit)), MIN(end, map_unit_first(m, to)), protect, m->found,
-               FOUND_MOST, mark_found, NULL);
-    unit = next_in(m->async_units, to, unit_end);
+    found = 0;
+    ret = scan(m, MAX(first, map_unit_first(m, unit)), MIN(end, map_unit_first(m, unit + 1)), protect, m->found,
+               FOUND_MOST, mark_found, &found);
+    now = adapt_clock();
+    adapt_scanned(m, m->units[unit], now - since, found);
+    since = now;
+    unit = next_in(m->async_units, unit + 1, unit_end);
   }
   return ret;
+}
+
+uint64_t tracking_next_costly(struct pcow_mapping *m, uint64_t unit, uint64_t end)
+{
+  g_mutex_lock(&m->track_lock);
+  unit = next_in(m->async_units, unit, end);
+  while (unit < end && !adapt_is_costly(m, m->units[unit]))
+    unit = next_in(m->async_units, unit + 1, end);
+  g_mutex_unlock(&m->track_lock);
+  return unit;
 }
 
 int tracking_take(struct pcow_mapping *m, uint64_t first, uint64_t end)

@@ -380,8 +380,8 @@ struct pcow_map_options {
   uint64_t granule;    /* bytes that a first write copies at least; power of two, 4 KiB … 2 MiB;
                           0: 64 KiB, growing while writes run sequentially; the page alone where no
                           other page of the 64 KiB was written and areas of memory (VMAs) are plenty */
-  uint64_t dram_limit; /* bytes of DRAM for clean copies of lower pages where they cannot be mapped;
-                          0: 256 MiB */
+  uint64_t dram_limit; /* bytes of DRAM for clean copies of lower pages where they cannot be mapped, and
+                          for flushed copies of a flush-durable map; 0: 256 MiB */
   pcow_nospace_fn nospace; /* NULL: the storing thread gets SIGBUS (a system call -EFAULT), as from
                               any mapped file, and the log callback a sentence. At the system's limit
                               of memory areas, where not even that can be arranged, it is held until
@@ -439,6 +439,9 @@ struct pcow_mapping_stats {
   uint64_t pages_flushed;  /* copied by them to the file */
   uint64_t pages_handed_over; /* mapped from the file since, so that flushes need not copy them any more */
   uint64_t scans;          /* of page tables */
+  uint64_t pages_kept;     /* copies by the kernel that were flushed and are still in memory, when last
+                              counted; held to dram_limit by handing over */
+  uint64_t units_protected; /* units whose scans cost too much: their first writes raise events now */
 };
 
 int pcow_mapping_get_stats(pcow_mapping *mapping, struct pcow_mapping_stats *stats);
