@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * How many fences an operation makes, and a flush of a map how many syncs and scans: no fewer than the ordering
- * rules of docs/format.md ask for, and none more. A number here changes together with the rule that it follows from.
+ * How many fences an operation makes, and a flush of a map how many syncs and scans: no fewer than the
+ * ordering rules of docs/format.md ask for, and none more. A number here changes together with the rule that
+ * it follows from.
  */
 #include "image.h"
 #include "testlib.h"
@@ -112,7 +113,8 @@ static struct cost cost_now(void)
 
   persist_get_counts(image->store->p, &counts);
   ck_assert_int_eq(pcow_mapping_get_stats(map, &stats), 0);
-  return (struct cost){ counts.fences, counts.syncs, stats.scans, stats.pages_flushed, stats.pages_handed_over };
+  return (struct cost){ counts.fences, counts.syncs, stats.scans, stats.pages_flushed,
+                        stats.pages_handed_over };
 }
 
 static void expect_flush(struct cost expected)

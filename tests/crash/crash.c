@@ -22,7 +22,8 @@
 
 static const struct scenario *const all[] = {
   scenarios_pages, scenarios_tree, scenarios_base, scenarios_map, scenarios_flush,
-  scenarios_flush_order, scenarios_review, scenarios_order, scenarios_collect, scenarios_killed, scenarios_repair,
+  scenarios_flush_order, scenarios_review, scenarios_order, scenarios_collect, scenarios_killed,
+  scenarios_repair,
 };
 
 static const char help[] =

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Another thread comes between two steps of a flush: it stores to the page that is being copied or handed over,
- * or flushes it, too. It is asked to at every cut, and whenever the flush is about to map or to move memory;
- * the flush goes on when it has done so, or when it seems to be held.
+ * Another thread comes between two steps of a flush: it stores to the page that is being copied or handed
+ * over, or flushes it, too. It is asked to at every cut, and whenever the flush is about to map or to move
+ * memory; the flush goes on when it has done so, or when it seems to be held.
  */
 #include "scenarios.h"
 

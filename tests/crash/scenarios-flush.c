@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Flush-durable maps, in both modes: the kernel copies lower pages, a flush publishes them, and pages that are
- * flushed again move to the file, where a store can be durable before anybody flushes. What a flush acknowledged
- * is there after a cut, every other word is old or new, and the base never changes.
+ * Flush-durable maps, in both modes: the kernel copies lower pages, a flush publishes them, and pages that
+ * are flushed again move to the file, where a store can be durable before anybody flushes. What a flush
+ * acknowledged is there after a cut, every other word is old or new, and the base never changes.
  */
 #include "scenarios.h"
 
@@ -117,7 +117,8 @@ static void flush_some(struct subject *s)
   if (rng_chance(rng, 40))
     flush_all(s);
   else
-    subject_flush_range(s, page * PAGE + rng_below(rng, 2) * 64, (1 + rng_below(rng, pages - page)) * PAGE - 64);
+    subject_flush_range(s, page * PAGE + rng_below(rng, 2) * 64,
+                        (1 + rng_below(rng, pages - page)) * PAGE - 64);
 }
 
 static void flush_new(struct lab *lab)
@@ -134,7 +135,7 @@ static void flush_new(struct lab *lab)
   ground_end(&g);
 }
 
-/* The same pages again and again: they are handed over, and from then on stores reach the file by themselves. */
+/* The same pages again and again: they are handed over, and then stores reach the file by themselves. */
 static void flush_again(struct lab *lab)
 {
   struct ground g = ground_over(lab, 2 * UNIT, 2 * UNIT, 0, PCOW_THIN_DEFAULT);
@@ -278,7 +279,8 @@ static void *store_thread(void *opaque)
 
   for (unsigned i = 0; i < t->stores; i++) {
     uint64_t page = 12 + rng_below(&t->rng, 8);
-    uint64_t word = rng_below(&t->rng, PAGE / 8 / THREADS) * THREADS + t->number, offset = page * PAGE + word * 8;
+    uint64_t word = rng_below(&t->rng, PAGE / 8 / THREADS) * THREADS + t->number;
+    uint64_t offset = page * PAGE + word * 8;
 
     subject_store(t->s, offset, pattern_word(10000 * (t->number + 1) + i, offset), rng_chance(&t->rng, 50));
   }

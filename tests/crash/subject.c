@@ -199,7 +199,7 @@ void subject_flush(struct subject *s)
   succeed(s, pcow_sync(s->image));
   g_mutex_lock(&s->lab->lock);
   for (unsigned i = 0; i < s->expect->count; i++)
-    face_settle(s->expect->worlds[i]->head, false);
+    face_settle(s->expect->worlds[i]->head, s->map && s->flush_durable);
   g_mutex_unlock(&s->lab->lock);
   lab_acknowledged(s->lab);
 }
