@@ -97,10 +97,11 @@ static int publish(struct pcow_mapping *m, struct unit *u, uint64_t first, uint6
   struct head *h = m->image->head;
   struct head_counts counts = { 0, 0 };
   bool some = u->present && bits_find(u->present, first, end, true) < end;
-  int ret = 0;
+  /* After a commit that failed on its way, the media may have what is present here as frozen. */
+  int ret = store_check(m->image->store);
 
   /* A present page in a hole, after a discard or a sparse copy of the file, has no block yet. */
-  if (some && (flags & HEAD_RESERVE))
+  if (ret == 0 && some && (flags & HEAD_RESERVE))
     ret = head_reserve_present(h, u, first, end);
   if (ret == 0)
     ret = head_publish(h, u, first, end, flags, &counts);
