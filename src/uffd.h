@@ -28,7 +28,7 @@
 /* Protects memory that has no page yet, too; tells of moved regions. */
 #define UFFD_FEATURES_WRITE (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMAP | \
                              UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
-                             UFFD_FEATURE_WP_UNPOPULATED)
+                             UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_THREAD_ID)
 
 /* A descriptor with FEATURES, blocking. PATH is the image's, for the message: -EPERM where it is not
  * permitted, -ENOTSUP where the kernel lacks the features. */
