@@ -19,12 +19,14 @@
 
 #define STORERS 4u
 #define FLUSHERS 2u
-#define DMA_PAGES 64u
+#define DMA_PAGES 256u
+#define SWEEP_STORES 8u /* of a thread, to a page */
 
 enum store_kind {
   STORE_DISJOINT, /* each thread has its own pages */
   STORE_SHARED, /* the threads have their own words of the same pages */
   STORE_SEQUENTIAL, /* each thread goes through its own part */
+  STORE_SWEEP, /* as SHARED, all go through the pages, and what they are at is flushed */
   STORE_KINDS
 };
 
@@ -41,7 +43,8 @@ struct storer {
   pthread_t thread;
   struct rng rng;
   struct share share;
-  uint64_t at; /* STORE_SEQUENTIAL */
+  uint64_t at; /* STORE_SEQUENTIAL, STORE_SWEEP */
+  _Atomic uint64_t *now; /* the page that is stored to */
   unsigned count;
 };
 
@@ -59,7 +62,8 @@ static void store_next(struct storer *s, struct store *store)
 
   switch (h->kind) {
   case STORE_SHARED:
-    page = rng_below(&s->rng, h->pages);
+  case STORE_SWEEP:
+    page = h->kind == STORE_SWEEP ? s->at++ / SWEEP_STORES % h->pages : rng_below(&s->rng, h->pages);
     word = rng_below(&s->rng, PAGE / 8 / h->count) * h->count + h->me;
     store->words = 1;
     break;
@@ -86,6 +90,7 @@ static void *storer_run(void *argument)
     struct store store;
 
     store_next(&s, &store);
+    atomic_store(s.now, store.offset / PAGE);
     if (store.words == PAGE / 8 && !TEST_TSAN)
       memcpy(w->address + store.offset, store.value, PAGE);
     else
@@ -208,6 +213,7 @@ struct flusher {
   pthread_t thread;
   struct rng rng;
   uint64_t first, pages;
+  _Atomic uint64_t *now; /* NULL: anywhere */
   atomic_bool *stop;
 };
 
@@ -219,6 +225,10 @@ static void *flusher_run(void *argument)
     uint64_t pages = 1 + rng_below(&f->rng, rng_chance(&f->rng, 30) ? f->pages : 1);
     uint64_t first = f->first + rng_below(&f->rng, f->pages - pages + 1);
 
+    if (f->now && rng_chance(&f->rng, 90)) {
+      first = atomic_load(f->now);
+      pages = 1;
+    }
     OK(pcow_flush(f->w->map, first * PAGE, pages * PAGE));
     if (rng_chance(&f->rng, 50))
       sched_yield();
@@ -233,6 +243,7 @@ static void share_range(struct world *w, const struct share *h, uint64_t *offset
 
   switch (h->kind) {
   case STORE_SHARED:
+  case STORE_SWEEP:
     page = rng_below(&w->rng, h->pages);
     *offset = (h->first + page) * PAGE + (rng_below(&w->rng, PAGE / 8 / h->count) * h->count + h->me) * 8;
     *length = 8;
@@ -314,6 +325,7 @@ void op_stores(struct world *w)
   struct snap *snap = NULL;
   struct model *before;
   atomic_bool stop = false;
+  _Atomic uint64_t now;
   uint64_t pages = w->head->size / PAGE;
   unsigned others = rng_chance(&w->rng, 40) ? 1 + (unsigned)rng_below(&w->rng, 6) : 0, flushing = 0;
   bool hot;
@@ -342,19 +354,24 @@ void op_stores(struct world *w)
   world_say(w, "stores: kind %u%s, %u threads, pages %" PRIu64 "+%" PRIu64 ", %u others, %u flushers",
             share.kind, hot ? " (hot)" : "", share.count, share.first, share.pages, others, flushing);
 
+  atomic_init(&now, share.first);
   before = model_copy(w->head);
   for (unsigned i = 0; i < flushing; i++) {
     flushers[i] = (struct flusher){ .w = w, .rng = { rng_next(&w->rng) }, .first = share.first,
                                     .pages = share.pages, .stop = &stop };
+    flushers[i].now = share.kind == STORE_SWEEP ? &now : NULL;
     CHECK(!pthread_create(&flushers[i].thread, NULL, flusher_run, &flushers[i]), "no thread");
   }
   for (unsigned i = 0; i < share.count - (others > 0); i++) {
     struct storer *s = &storers[i];
 
-    *s = (struct storer){ .w = w, .share = share, .rng = { rng_next(&w->rng) } };
+    *s = (struct storer){ .w = w, .share = share, .rng = { rng_next(&w->rng) }, .now = &now };
     s->share.me = i;
     s->count = 1 + (unsigned)rng_below(&w->rng, hot ? 1500 : share.kind == STORE_SHARED ? 200 : 60);
-    s->at = rng_below(&w->rng, share.pages / share.count);
+    if (share.kind == STORE_SWEEP)
+      s->count = SWEEP_STORES * (unsigned)(share.pages < 200 ? share.pages : 200);
+    else
+      s->at = rng_below(&w->rng, share.pages / share.count);
     CHECK(!pthread_create(&s->thread, NULL, storer_run, s), "no thread");
   }
   share.me = share.count - 1;
@@ -383,18 +400,32 @@ struct transfer {
   int fd;
   unsigned char *to;
   uint64_t length;
-  atomic_bool done;
+  atomic_bool begun, done;
 };
 
 static void *transfer_run(void *argument)
 {
   struct transfer *t = argument;
-  ssize_t n = pread(t->fd, t->to, t->length, 0);
+  ssize_t n;
+
+  atomic_store(&t->begun, true);
+  n = pread(t->fd, t->to, t->length, 0);
 
   CHECK(n == (ssize_t)t->length, "a read of %" PRIu64 " bytes with O_DIRECT into the range gave %zd: %s",
         t->length, n, strerror(errno));
   atomic_store(&t->done, true);
   return NULL;
+}
+
+/* Pages are written, and stay what they are. */
+static void touch(struct world *w, uint64_t first, uint64_t end)
+{
+  for (; first < end; first++) {
+    uint64_t word;
+
+    test_range_load(&word, w->address + first * PAGE, 8);
+    test_range_store(w->address + first * PAGE, &word, 8);
+  }
 }
 
 /* Data goes from a file into the range, past the page tables where the file system can do that, while other
@@ -425,8 +456,18 @@ void op_dma(struct world *w)
     t.fd = (int)SYS(open(path, O_RDONLY));
   t.to = w->address + first * PAGE;
   t.length = count * PAGE;
+  if (rng_chance(&w->rng, 60)) { /* those beside it are about to be mapped from the file, and it could be, too */
+    uint64_t from = first < 16 ? 0 : first - 16, to = first + count + 16 < pages ? first + count + 16 : pages;
+
+    touch(w, from, to);
+    OK(pcow_flush(w->map, from * PAGE, (to - from) * PAGE));
+    touch(w, from, first);
+    touch(w, first + count, to);
+  }
   durable_note(w);
   CHECK(!pthread_create(&thread, NULL, transfer_run, &t), "no thread");
+  while (!atomic_load(&t.begun))
+    sched_yield();
   while (!atomic_load(&t.done)) {
     /* Up to the transfer, or from its end on. */
     uint64_t from = rng_chance(&w->rng, 50) ? 0 : first + count, to = from ? pages : first;
