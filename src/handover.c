@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
 #endif
 
@@ -94,6 +95,8 @@ static int hold_in_place(struct pcow_mapping *m, struct unit *u, struct map_unit
 
   if (!copied)
     return fail(ENOMEM, "%s: no memory to hold %" PRIu64 " pages", m->image->path, end - first);
+  /* What has no page yet would get a marker when it is protected, which looks like a copy that was swapped out. */
+  madvise(address, length, MADV_POPULATE_READ);
   /* Ordering: H.1 both registrations. H.2 protected: from here on stores wait. H.3 what was copied up to then,
    * whether it is known to be dirty or not. */
   uffd_unregister(m->track_fd, address, length);

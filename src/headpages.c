@@ -167,6 +167,14 @@ static bool is_present(const struct unit *u, uint64_t page)
   return u->present && bits_test(u->present, page);
 }
 
+/* Whole pages, of which the slot has none yet. */
+static bool writes_fresh(const struct unit *u, uint64_t offset, uint64_t length)
+{
+  uint64_t first = offset >> PAGE_SHIFT, end = (offset + length) >> PAGE_SHIFT;
+
+  return (offset | length) % PAGE_BYTES == 0 && bits_find(u->present, first, end, true) == end;
+}
+
 int head_write(struct head *h, struct unit *u, uint64_t offset, const void *buffer, uint64_t length)
 {
   struct persist *p = h->store->p;
@@ -188,9 +196,11 @@ int head_write(struct head *h, struct unit *u, uint64_t offset, const void *buff
   if (ret)
     return ret;
 
-  ret = persist_allocate(p, head_page_offset(h, u, first), (end - first) * PAGE_BYTES);
-  if (ret == 0)
-    ret = persist_copy(p, head_page_offset(h, u, 0) + offset, buffer, length);
+  if (!writes_fresh(u, offset, length) || persist_fill(p, head_page_offset(h, u, first), buffer, length)) {
+    ret = persist_allocate(p, head_page_offset(h, u, first), (end - first) * PAGE_BYTES);
+    if (ret == 0)
+      ret = persist_copy(p, head_page_offset(h, u, 0) + offset, buffer, length);
+  }
   if (ret) {
     undo_pages(h, u, first, end);
     return ret;

@@ -91,6 +91,7 @@ struct task {
   uint64_t piece;         /* they lie in pieces of so much, scattered; 0: PIECE */
   uint64_t operations;    /* in a run */
   uint64_t flush_every;   /* writes; 0: the CPU makes each store durable, and nobody flushes */
+  bool flush_range;       /* a flush is one of what was written last (with flush_every 1), not of everything */
   unsigned chain, snapshots, overlays;
   bool mapped;            /* the image is mapped while it is managed */
   uint64_t layer_data;
@@ -127,6 +128,7 @@ struct subject {
   const struct kind *kind;
   const char *dir;     /* its own, empty at first */
   const char *place;   /* where its images lie: DIR, or what task->place says that is mounted there */
+  uint64_t last;       /* offset of the last write */
   unsigned run;        /* number of the run, from 0, the warm-up included */
   pid_t server;        /* whose memory counts; 0: the worker's own */
   char *memory;        /* what mapped kinds store into */

@@ -60,11 +60,14 @@ static void build_base(struct plan *plan, const struct bench_case *which)
 /* Everybody flushes after each write. */
 static void build_base_flush(struct plan *plan, const struct bench_case *which)
 {
-  struct task task = first_task(plan, which);
+  struct task task = first_task(plan, which), ranged;
   unsigned store, flushed, qcow2;
 
   task.operations = MIN(task.operations, plan_size(plan, 4096, 64));
-  flushed = plan_add(plan, &pcow_flushed, &task, 3 * task.size, "%s", "");
+  ranged = task;
+  ranged.flush_range = true;
+  plan_add(plan, &pcow_flushed, &task, 3 * task.size, "a flush of everything");
+  flushed = plan_add(plan, &pcow_flushed, &ranged, 3 * task.size, "a flush of what was written");
   store = plan_add(plan, &pcow_store, &task, 2 * task.size, "%s", "");
   qcow2 = plan_add(plan, &qcow2_bench, &task, 2 * task.size, "%s", "");
   if (task.order == ORDER_SEQUENTIAL)

@@ -86,7 +86,7 @@ static int write_again(struct subject *s)
     }
   }
   flush_fence();
-  return s->kind->mode == PCOW_FLUSH_DURABLE ? subject_flush(state->mapping, task->size) : BENCH_OK;
+  return s->kind->mode == PCOW_FLUSH_DURABLE ? subject_flush(state->mapping, 0, task->size) : BENCH_OK;
 }
 
 static int write_after(struct subject *s)

@@ -179,7 +179,7 @@ static int64_t write_loop(struct subject *s, pattern_flush_fn flush, uint64_t st
 
   pattern_fill(block, sizeof(block), s->run);
   for (i = 0; i < task->operations; i++) {
-    char *to = s->memory + pattern_offset(task, s->run, i);
+    char *to = s->memory + (s->last = pattern_offset(task, s->run, i));
 
     memcpy(block, &i, sizeof(i));
     if (flush)

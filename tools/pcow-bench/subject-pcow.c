@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The mapped image; see subject-pcow.h. What is timed is stores into memory and, in flush-durable mode,
- * pcow_flush() of the whole range: a guest's flush names no part of the device.
+ * pcow_flush() of the whole range: a guest's flush names no part of the device. Only where a contender says
+ * so, the caller knows what was written, and flushes that.
  */
 #include "subject-pcow.h"
 
@@ -33,9 +34,9 @@ int subject_map(pcow_image *image, uint32_t mode, uint32_t thin, pcow_mapping **
   return result ? bench_fail_library(result) : BENCH_OK;
 }
 
-int subject_flush(pcow_mapping *mapping, uint64_t length)
+int subject_flush(pcow_mapping *mapping, uint64_t offset, uint64_t length)
 {
-  int result = pcow_flush(mapping, 0, length);
+  int result = pcow_flush(mapping, offset, length);
 
   return result ? bench_fail_library(result) : BENCH_OK;
 }
@@ -44,7 +45,8 @@ static int flush(struct subject *s)
 {
   struct state *state = s->state;
 
-  return subject_flush(state->mapping, s->task->size);
+  return s->task->flush_range ? subject_flush(state->mapping, s->last, s->task->block)
+                              : subject_flush(state->mapping, 0, s->task->size);
 }
 
 /* ---- Opening ---- */

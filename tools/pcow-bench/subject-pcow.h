@@ -13,6 +13,6 @@ extern const struct kind pcow_flushed; /* stores are durable when pcow_flush() r
 /* Maps an image that is open. BENCH_*. */
 int subject_map(pcow_image *image, uint32_t mode, uint32_t thin, pcow_mapping **mapping);
 /* Makes all stores into a flush-durable mapping durable. BENCH_*. */
-int subject_flush(pcow_mapping *mapping, uint64_t length);
+int subject_flush(pcow_mapping *mapping, uint64_t offset, uint64_t length);
 
 #endif
