@@ -12,8 +12,8 @@
 
 #define COPY_BYTES (256u << 10)
 
-/* Pages of the data area that are not present become holes: a crash may have left anything in them,
- * and presence over a hole must read as zeros. Once a session for a slot that is older than it. */
+/* Pages of the data area that are not present become zeros: a crash may have left anything in them,
+ * and presence over nothing must read as zeros. Once a session for a slot that is older than it. */
 static int scrub(struct head *h, struct unit *u)
 {
   struct store *st = h->store;
@@ -25,7 +25,7 @@ static int scrub(struct head *h, struct unit *u)
     uint64_t from = persist_seek(st->p, data + at * PAGE_BYTES, data + to * PAGE_BYTES, true);
 
     if (from < data + to * PAGE_BYTES) {
-      int ret = ORDERED("scrub 1.1", persist_punch(st->p, data + at * PAGE_BYTES, (to - at) * PAGE_BYTES));
+      int ret = ORDERED("scrub 1.1", persist_clear(st->p, data + at * PAGE_BYTES, (to - at) * PAGE_BYTES));
 
       if (ret)
         return ret;

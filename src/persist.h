@@ -129,6 +129,12 @@ int persist_reserve_ahead(struct persist *p, uint64_t offset, uint64_t length);
 /* Whole pages become a hole. Owed: a fence. Mappings of the range see zeros at once. */
 int persist_punch(struct persist *p, uint64_t offset, uint64_t length);
 
+/* Whole pages that nobody has mapped become zeros, beside pages that a device may be writing to: punched on tmpfs and
+ * with DAX, overwritten where they hold data on any other file system. There a hole next to a page that is pinned
+ * takes the page from the file when both lie in one large folio that is clean, and with it what the device
+ * writes (seen on XFS and ext4, Linux 6.18). Owed: a fence. */
+int persist_clear(struct persist *p, uint64_t offset, uint64_t length);
+
 /* Makes the file at least SIZE bytes long. Owed: a fence. -EFBIG. */
 int persist_grow(struct persist *p, uint64_t size);
 

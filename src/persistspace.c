@@ -199,6 +199,25 @@ int persist_punch(struct persist *p, uint64_t offset, uint64_t length)
   return 0;
 }
 
+int persist_clear(struct persist *p, uint64_t offset, uint64_t length)
+{
+  static const uint8_t zeros[64 << 10];
+  uint64_t end = offset + length;
+  int ret = 0;
+
+  if (p->tmpfs || p->map_sync)
+    return persist_punch(p, offset, length);
+  while (ret == 0 && (offset = persist_seek(p, offset, end, true)) < end) {
+    uint64_t stop = persist_seek(p, offset, end, false);
+
+    for (uint64_t n; ret == 0 && offset < stop; offset += n) {
+      n = MIN(stop - offset, sizeof(zeros));
+      ret = persist_copy(p, offset, zeros, n);
+    }
+  }
+  return ret;
+}
+
 int persist_grow(struct persist *p, uint64_t size)
 {
   struct stat st;
