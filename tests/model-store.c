@@ -438,7 +438,8 @@ void op_dma(struct world *w)
   pthread_t thread;
   char *path;
 
-  if (!w->map || TEST_TSAN)
+  /* Near the limit of memory areas regions are merged, and pages are replaced, at any time. */
+  if (!w->map || w->max_maps || TEST_TSAN)
     return;
   count = 1 + rng_below(&w->rng, pages < DMA_PAGES ? pages : DMA_PAGES);
   first = rng_below(&w->rng, pages - count + 1);

@@ -416,7 +416,8 @@ int pcow_flush(pcow_mapping *mapping, uint64_t offset, uint64_t length);
  * tell of: a device, or a system call on memory that was pinned (O_DIRECT in flight, registered buffers of
  * io_uring, VFIO). Call it when the transfer has completed, before the flush that is to make it durable; and
  * no flush, snapshot or discard of the range may run while the transfer does. Each of them may replace pages:
- * what is pinned must be pinned anew after it. */
+ * what is pinned must be pinned anew after it. Near the limit of memory areas (merges in the statistics)
+ * pages are replaced at any time: nothing may be written in this way then. */
 int pcow_mark_dirty(pcow_mapping *mapping, uint64_t offset, uint64_t length);
 
 /* Space was made: held writers try again. Pages that gave SIGBUS can be written again, too. */
