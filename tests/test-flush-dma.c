@@ -132,5 +132,7 @@ int main(int argc, char **argv)
     CHECK(!memcmp(found, expected + page * PAGE, PAGE), "page %u is not what the device wrote", (unsigned)page);
   }
   OK(pcow_close(image));
+  free(device);
+  free(expected);
   return 0;
 }
