@@ -267,6 +267,8 @@ static struct snap *beside(struct world *w, const struct share *h, bool snapshot
   unsigned draw = (unsigned)rng_below(&w->rng, 8);
   unsigned char *buffer;
 
+  if (draw == 4 && (!snapshot || w->snap_count == SNAPS_MAX))
+    draw++;
   share_range(w, h, &offset, &length);
   buffer = test_alloc(length);
   switch (draw) {
@@ -293,12 +295,9 @@ static struct snap *beside(struct world *w, const struct share *h, bool snapshot
     durable_range(w, offset, length);
     break;
   case 4:
-    if (snapshot && w->snap_count < SNAPS_MAX) {
-      world_say(w, "  beside them a snapshot");
-      snap = world_snapshot(w);
-      break;
-    }
-    /* fall through */
+    world_say(w, "  beside them a snapshot");
+    snap = world_snapshot(w);
+    break;
   case 5:
     OK(pcow_pread(w->image, buffer, length, offset));
     wrong = model_differs(w->head, buffer, length, offset);

@@ -171,5 +171,6 @@ int main(int argc, char **argv)
   path = test_path("bound.pcow");
   test_create(path, 0, 8 * MIB, "base.pcow", PCOW_FORMAT_PCOW, NULL);
   test_bound(path, &rng);
+  free(stored);
   return 0;
 }

@@ -292,7 +292,6 @@ static void grown(void)
   OK(pcow_persist(map, 7 * PAGE + 5, 1));
   check_flushed("grown", 7, 4, "persisted");
   OK(pcow_unmap(map));
-  test_page_fill((void *)(uintptr_t)test_alloc(PAGE), 5);
   OK(pcow_close(image));
 
   image = test_open(test_path("grown"), 0, NULL);
@@ -323,10 +322,13 @@ static void budget(struct rng *rng)
   struct pcow_mapping_stats stats;
   pcow_mapping *map;
   uint8_t *range;
-  uint64_t *seeds = test_alloc(pages * 8);
+  uint64_t *seeds;
 
-  if (nobody)                   /* nothing is handed over: areas stay few */
+  if (nobody) {                 /* nothing is handed over: areas stay few */
+    OK(pcow_close(image));
     return;
+  }
+  seeds = test_alloc(pages * 8);
   vmabudget_override(1200);
   map = test_map_flush(image, NULL);
   range = pcow_mapping_address(map);

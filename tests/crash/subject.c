@@ -107,6 +107,19 @@ static void succeed(struct subject *s, int result)
     lab_fail(s->lab, "%s: gave %d: %s", s->name, result, pcow_errormsg());
 }
 
+/* The locks of a process that was killed go with its memory, which somebody who looks at the process (ps) may
+ * hold a little longer than waitpid(2) takes. */
+int subject_try_open(struct subject *s, const struct pcow_open_options *how)
+{
+  int ret = pcow_open(s->path, how, &s->image);
+
+  for (unsigned i = 0; ret == -EBUSY && i < 200; i++) {
+    g_usleep(5000);
+    ret = pcow_open(s->path, how, &s->image);
+  }
+  return ret;
+}
+
 void subject_open(struct subject *s)
 {
   struct pcow_open_options how = PCOW_INIT(how);
@@ -114,7 +127,7 @@ void subject_open(struct subject *s)
   begin(s, "open %s", s->name);
   how.flags = PCOW_OPEN_RDWR | PCOW_OPEN_BASES;
   s->watched = true;
-  succeed(s, pcow_open(s->path, &how, &s->image));
+  succeed(s, subject_try_open(s, &how));
   if (s->expect)
     lab_acknowledged(s->lab);
 }

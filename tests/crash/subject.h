@@ -45,6 +45,7 @@ void subject_free(struct subject *s);
 struct world *subject_world(struct subject *s);
 uint64_t subject_size(struct subject *s);
 
+int subject_try_open(struct subject *s, const struct pcow_open_options *how);
 void subject_open(struct subject *s);
 void subject_close(struct subject *s);
 void subject_write(struct subject *s, uint64_t offset, uint64_t length);

@@ -258,7 +258,7 @@ static int open_reader(struct subject *s)
 {
   struct pcow_open_options how = { .size = sizeof(how), .flags = PCOW_OPEN_BASES };
 
-  return pcow_open(s->path, &how, &s->image);
+  return subject_try_open(s, &how);
 }
 
 static void compare_reader(struct subject *s)

@@ -238,6 +238,14 @@ static unsigned worker_of(pid_t pid)
   return WORKERS_MAX;
 }
 
+/* On a page cache with large folios a store may need blocks for pages beside its own, which nobody reserved:
+ * on a full file system that is a SIGBUS (docs/limits.md). */
+static bool may_be_sigbus(int status)
+{
+  return WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS && shared->fills && !test_is_tmpfs(test_path("common.pcow")) &&
+         (atomic_load(&shared->full) || atomic_load(&shared->full_until) + 2000 >= now_ms());
+}
+
 /* One worker's end, if there was one. AGAIN: it is started again. */
 static bool reap(bool again)
 {
@@ -253,7 +261,9 @@ static bool reap(bool again)
   if (w == WORKERS_MAX)
     return true;
   pids[w] = 0;
-  if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
+  if (may_be_sigbus(status)) {
+    printf("worker %u got SIGBUS while the file system was full\n", w);
+  } else if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) {
     kills++;
     killed_at[plans[w].moment]++;
     if (atomic_load(&k->op.phase) == INTENT)
