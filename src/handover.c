@@ -317,7 +317,7 @@ void handover_protect(struct pcow_mapping *m, struct unit *u)
     first = to;
   }
   g_mutex_lock(&m->track_lock);
-  mu->debt = ret ? ADAPT_NEVER : 0;
+  mu->debt = ret == -EINVAL ? ADAPT_NEVER : 0;  /* else, no space say, that may change */
   g_mutex_unlock(&m->track_lock);
   if (ret == 0)
     m->units_protected++;

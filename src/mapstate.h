@@ -321,8 +321,8 @@ int adapt_units(struct pcow_mapping *m, uint64_t first, uint64_t end);
  * are, nothing is lost. */
 int handover_hold(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
 
-/* The same for all of the locked unit, where protecting it is enough; else it stays as it is, and is not tried
- * again. */
+/* The same for all of the locked unit, where protecting it is enough; else it stays as it is. It is not tried
+ * again when the file is of a kind that cannot be protected. */
 void handover_protect(struct pcow_mapping *m, struct unit *u);
 
 /* Async pages that are not tracked any more, because that failed, are. No unit is locked. */
