@@ -74,6 +74,21 @@ void base_policy_unref(struct base_policy *p)
   g_free(p);
 }
 
+/* A chain has many paths: what they were made in is larger than they are, and most are the same twice. */
+static void make_small(struct base_path *file)
+{
+  char *full = g_strdup(file->full);
+
+  if (file->beneath)
+    file->beneath = full + (file->beneath - file->full);
+  g_free(file->full);
+  file->full = full;
+  if (strcmp(file->path, file->full) == 0) {
+    g_free(file->path);
+    file->path = file->full;
+  }
+}
+
 void base_path_name(struct base_path *file, const char *path)
 {
   g_autofree char *dir = g_path_get_dirname(path);
@@ -86,6 +101,7 @@ void base_path_name(struct base_path *file, const char *path)
   file->beneath = NULL;
   file->policy = NULL;
   free(real);
+  make_small(file);
 }
 
 /* What follows DIR in FULL; NULL: FULL does not lie beneath DIR. */
@@ -133,6 +149,7 @@ int base_path_follow(struct base_path *file, const struct base_path *from, const
                      struct base_policy *policy, bool named)
 {
   g_autofree char *dir = g_path_get_dirname(from->full);
+  int ret = 0;
 
   file->path = base_path_display(from->path, ref);
   file->full = g_canonicalize_filename(ref->path, dir);
@@ -143,26 +160,28 @@ int base_path_follow(struct base_path *file, const struct base_path *from, const
     g_free(file->path);
     file->path = g_strdup(file->full);
   }
-  if (named || policy->any)
-    return 0;
-  if (!policy->named)
-    return fail(EPERM, "%s: is not followed without permission: PCOW_OPEN_BASES or base_dir gives it",
-                file->path);
-  return confine(file);
+  if (!named && !policy->any)
+    ret = policy->named ? confine(file)
+                        : fail(EPERM, "%s: is not followed without permission: PCOW_OPEN_BASES or base_dir gives it",
+                               file->path);
+  make_small(file);
+  return ret;
 }
 
 void base_path_copy(struct base_path *to, const struct base_path *file)
 {
-  to->path = g_strdup(file->path);
   to->full = g_strdup(file->full);
+  to->path = file->path == file->full ? to->full : g_strdup(file->path);
   to->beneath = file->beneath ? to->full + (file->beneath - file->full) : NULL;
   to->policy = base_policy_ref(file->policy);
 }
 
 void base_path_clear(struct base_path *file)
 {
-  g_clear_pointer(&file->path, g_free);
+  if (file->path != file->full)
+    g_free(file->path);
   g_clear_pointer(&file->full, g_free);
+  file->path = NULL;
   file->beneath = NULL;
   g_clear_pointer(&file->policy, base_policy_unref);
 }

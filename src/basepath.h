@@ -22,7 +22,7 @@ void base_policy_unref(struct base_policy *policy); /* NULL: nothing */
 
 /* A file of a chain, as it is opened each time. */
 struct base_path {
-  char *path;                   /* as given or recorded, for messages */
+  char *path;                   /* as given or recorded, for messages; FULL itself where they are the same */
   char *full;                   /* absolute */
   const char *beneath;          /* the part of FULL within the policy's directory; NULL: FULL is opened */
   struct base_policy *policy;   /* by which the path was followed, referenced; NULL: the caller named it */

@@ -396,8 +396,8 @@ static int commit_locked(pcow_image *image, pcow_progress_fn progress, void *opa
   ref = image->store->sb.base;
   if (ref.format == BASE_PCOW) {
     /* After a commit that was cut short the base has the tag that was accepted then. */
-    memcpy(ref.uuid, image->layer->base->sb.uuid, sizeof ref.uuid);
-    ref.tag = image->layer->base->sb.tag;
+    memcpy(ref.uuid, image->layer->base->uuid, sizeof ref.uuid);
+    ref.tag = image->layer->base->tag;
   }
   ref.accept = content_tag_next(ref.tag);
   r = commit_write(image, &ref, progress, opaque);

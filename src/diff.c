@@ -46,7 +46,10 @@ static int side_open(pcow_image *image, const char *name, struct side *side)
     side->layer = image->layer;
     side->size = image_size(image);
   } else {
-    r = layer_open_image(image->file.full, name, image->policy, image_layer_flags(image), &side->layer, NULL);
+    struct superblock sb;
+
+    r = layer_open_image(image->file.full, name, image->policy, image_layer_flags(image), &side->layer, &sb,
+                         NULL);
     side->owned = r == 0;
     side->size = r == 0 ? side->layer->size : 0;
   }
@@ -287,7 +290,7 @@ static int diff_locked(pcow_image *image, const char *from, const char *to, stru
     return r;
 
   d->store = image->store;
-  d->geo = d->from.layer->geo;
+  d->geo = *d->from.layer->geo;
   d->common = MIN(d->from.size, d->to.size);
   a = d->from.layer->base ? d->from.layer->base_limit : 0;
   b = d->to.layer->base ? d->to.layer->base_limit : 0;

@@ -23,6 +23,10 @@
  * region: half of it before copying begins, and 3/2 of the epochs until it has gone round once. */
 #define EPOCHS_MAX (EPOCH_LOG_RECORDS / 4)
 
+/* A view of no more has no index: that would take more memory than everything else that a layer of a long
+ * chain keeps, and be no faster. */
+#define FEW_SIGHTS 8
+
 struct pending {
   uint64_t number;
   bool gone;
@@ -354,24 +358,26 @@ int epochs_load(int fd, const char *path, const struct superblock *sb, struct ep
 struct epoch_view *epoch_view_make(const struct epochs *e, uint32_t id, uint32_t parent, uint64_t size,
                                    uint64_t floor, bool skip_self)
 {
-  struct epoch_view *v = g_new0(struct epoch_view, 1);
   struct epoch_sight sight = { .id = id, .limit = size };
-  const struct epoch *epoch;
+  struct epoch_view *v;
+  unsigned n = !skip_self;
 
-  v->sights = g_array_new(FALSE, FALSE, sizeof(struct epoch_sight));
-  v->index = g_hash_table_new(NULL, NULL);
+  for (const struct epoch *epoch = epochs_get(e, parent); epoch; epoch = epochs_get(e, epoch->parent))
+    n++;
+  v = g_malloc0(sizeof(*v) + n * sizeof(v->sights[0]));
   if (!skip_self)
-    g_array_append_val(v->sights, sight);
+    v->sights[v->count++] = sight;
   sight.limit = MIN(size, floor);
-  for (epoch = epochs_get(e, parent); epoch; epoch = epochs_get(e, epoch->parent)) {
+  for (const struct epoch *epoch = epochs_get(e, parent); epoch; epoch = epochs_get(e, epoch->parent)) {
     sight.id = epoch->id;
-    g_array_append_val(v->sights, sight);
+    v->sights[v->count++] = sight;
     sight.limit = MIN(sight.limit, epoch->floor);
   }
   v->base_limit = sight.limit;
-  for (guint i = 0; i < v->sights->len; i++)
-    g_hash_table_insert(v->index, id_key(g_array_index(v->sights, struct epoch_sight, i).id),
-                        GUINT_TO_POINTER(i + 1));
+  if (v->count > FEW_SIGHTS)
+    v->index = g_hash_table_new(NULL, NULL);
+  for (unsigned i = 0; v->index && i < v->count; i++)
+    g_hash_table_insert(v->index, id_key(v->sights[i].id), GUINT_TO_POINTER(i + 1));
   return v;
 }
 
@@ -379,16 +385,21 @@ void epoch_view_free(struct epoch_view *v)
 {
   if (!v)
     return;
-  g_array_unref(v->sights);
-  g_hash_table_unref(v->index);
+  g_clear_pointer(&v->index, g_hash_table_unref);
   g_free(v);
 }
 
 uint64_t epoch_view_limit(const struct epoch_view *v, uint32_t id)
 {
-  guint position = GPOINTER_TO_UINT(g_hash_table_lookup(v->index, id_key(id)));
+  unsigned i = 0;
 
-  return position ? g_array_index(v->sights, struct epoch_sight, position - 1).limit : 0;
+  if (v->index) {
+    i = GPOINTER_TO_UINT(g_hash_table_lookup(v->index, id_key(id)));
+    return i ? v->sights[i - 1].limit : 0;
+  }
+  while (i < v->count && v->sights[i].id != id)
+    i++;
+  return i < v->count ? v->sights[i].limit : 0;
 }
 
 /* ---- Appending ---- */

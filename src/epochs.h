@@ -36,16 +36,17 @@ struct epochs {
   uint64_t committed_start;     /* sb->log_start as on the media */
 };
 
-/* What an epoch sees: itself and its ancestors. Ordered from the epoch itself to the root. */
 struct epoch_sight {
   uint32_t id;
   uint64_t limit;               /* bytes: what lies above is hidden from the viewer */
 };
 
+/* What an epoch sees: itself and its ancestors, from the epoch itself to the root. */
 struct epoch_view {
-  GArray *sights;               /* struct epoch_sight */
-  GHashTable *index;            /* id → position in SIGHTS + 1 */
   uint64_t base_limit;          /* bytes of the base that are seen */
+  GHashTable *index;            /* id → position + 1; NULL: they are few, and gone through */
+  unsigned count;
+  struct epoch_sight sights[];
 };
 
 /* What is wrong with the LENGTH bytes of NAME as the name of a snapshot (docs/format.md, section 5), as the

@@ -170,30 +170,33 @@ static int no_such_epoch(const char *path, const struct wanted *w)
 }
 
 /* Locks what is wanted and reads superblock and log as they are under the lock. */
-static int lock_and_read(struct layer *l, int fd, const struct wanted *w, bool writing,
+static int lock_and_read(struct layer *l, int fd, const struct wanted *w, bool writing, struct superblock *sb,
                          struct epochs **epochs)
 {
   struct epoch *e;
   int ret;
 
   if (!w->snapshot && !w->epoch) {
-    ret = superblock_read(fd, l->path, writing, &l->sb, NULL);
+    ret = superblock_read(fd, l->path, writing, sb, NULL);
     if (ret)
       return ret;
     ret = lock_try(fd, l->path, LOCK_HEAD, LOCK_SHARED);
     if (ret == -EAGAIN)
       return fail(EBUSY, "%s: is open for writing, by another process or handle", l->path);
+    /* No commit comes between the two: who would make it needs the lock. */
     if (ret == 0)
-      ret = layer_read_tree(fd, l->path, writing, &l->sb, epochs);
+      ret = superblock_read(fd, l->path, writing, sb, NULL);
+    if (ret == 0)
+      ret = epochs_load(fd, l->path, sb, epochs);
     /* A session that was killed left content that a power failure could still take back. */
-    if (ret == 0 && l->sb.dirty && ORDERED("base 5", fdatasync(fd)))
+    if (ret == 0 && sb->dirty && ORDERED("base 5", fdatasync(fd)))
       ret = fail_errno(errno, "%s: cannot make a crashed session's data durable", l->path);
     if (ret)
       epochs_free(g_steal_pointer(epochs));
     return ret;
   }
 
-  ret = layer_read_tree(fd, l->path, writing, &l->sb, epochs);
+  ret = layer_read_tree(fd, l->path, writing, sb, epochs);
   if (ret)
     return ret;
   e = find_epoch(*epochs, w);
@@ -212,7 +215,7 @@ static int lock_and_read(struct layer *l, int fd, const struct wanted *w, bool w
     return fail(EBUSY, "%s: the snapshot is being deleted", l->path);
   if (ret)
     return ret;
-  ret = layer_read_tree(fd, l->path, writing, &l->sb, epochs);
+  ret = layer_read_tree(fd, l->path, writing, sb, epochs);
   if (ret)
     return ret;
   e = epochs_get(*epochs, l->epoch);
@@ -226,7 +229,7 @@ static int lock_and_read(struct layer *l, int fd, const struct wanted *w, bool w
 /* Is this what the overlay was made over? */
 static int check_identity(const struct layer *l, const struct epochs *epochs, const struct base_ref *ref)
 {
-  if (memcmp(l->sb.uuid, ref->uuid, sizeof(ref->uuid)))
+  if (memcmp(l->uuid, ref->uuid, sizeof(ref->uuid)))
     return fail(ESTALE, "%s: is another image than the one that %s was made over (its UUID differs)",
                 l->path, l->above->path);
   if (l->epoch) {
@@ -237,16 +240,41 @@ static int check_identity(const struct layer *l, const struct epochs *epochs, co
                   e->name, l->above->path);
     return 0;
   }
-  if (ref->tag.random && content_tag_equal(l->sb.tag, ref->tag))
+  if (ref->tag.random && content_tag_equal(l->tag, ref->tag))
     return 0;
-  if (ref->accept.random && content_tag_equal(l->sb.tag, ref->accept))
+  if (ref->accept.random && content_tag_equal(l->tag, ref->accept))
     return 0;
   return fail(ESTALE, "%s: was changed after %s was made over it (its content tag differs)", l->path,
               l->above->path);
 }
 
+/* Shared by the layers of all chains. */
+static const struct geometry *shared_geometry(unsigned unit_shift)
+{
+  static struct geometry all[UNIT_SHIFT_MAX + 1];
+  static gsize made;
+
+  if (g_once_init_enter(&made)) {
+    for (unsigned shift = UNIT_SHIFT_MIN; shift <= UNIT_SHIFT_MAX; shift++)
+      all[shift] = geometry_make(shift);
+    g_once_init_leave(&made, 1);
+  }
+  return &all[unit_shift];
+}
+
+static void take_superblock(struct layer *l, const struct superblock *sb)
+{
+  memcpy(l->uuid, sb->uuid, sizeof(l->uuid));
+  l->tag = sb->tag;
+  l->slot_count = sb->slot_count;
+  l->next_epoch = sb->next_epoch;
+  l->head_epoch = sb->head_epoch;
+  l->geo = shared_geometry(sb->unit_shift);
+}
+
+/* SB gets the superblock, OUT_EPOCHS, when not NULL, the tree. */
 static int open_pcow(struct base_path *file, const struct wanted *w, struct layer *above, unsigned flags,
-                     struct layer **layer, struct epochs **out_epochs)
+                     struct layer **layer, struct superblock *sb, struct epochs **out_epochs)
 {
   struct layer *l = layer_alloc(file, BASE_PCOW, above);
   struct epochs *epochs = NULL;
@@ -257,25 +285,24 @@ static int open_pcow(struct base_path *file, const struct wanted *w, struct laye
 
   if (fd < 0)
     goto out;
-  ret = lock_and_read(l, fd, w, flags & LAYER_WRITING, &epochs);
+  ret = lock_and_read(l, fd, w, flags & LAYER_WRITING, sb, &epochs);
   if (ret)
     goto out;
+  take_superblock(l, sb);
   if (w->ref && !(flags & LAYER_FORCE_BASE)) {
     ret = check_identity(l, epochs, w->ref);
     if (ret)
       goto out;
   }
 
-  l->geo = geometry_make(l->sb.unit_shift);
   l->walk_lock = l->epoch != 0;
   if (l->epoch) {
     e = epochs_get(epochs, l->epoch);
     l->size = e->virtual_size;
     l->view = epoch_view_make(epochs, e->id, e->parent, e->virtual_size, e->floor, false);
   } else {
-    l->size = l->sb.virtual_size;
-    l->view = epoch_view_make(epochs, l->sb.head_epoch, l->sb.head_parent, l->sb.virtual_size,
-                              l->sb.head_floor, false);
+    l->size = sb->virtual_size;
+    l->view = epoch_view_make(epochs, sb->head_epoch, sb->head_parent, sb->virtual_size, sb->head_floor, false);
   }
   l->base_limit = l->view->base_limit;
   ret = pin_file(l, fd);
@@ -346,17 +373,19 @@ int layer_open_base(const struct base_ref *ref, struct layer *above, struct base
 {
   struct layer *top = NULL;
   struct layer **link = &top;
+  struct base_ref next;
 
   /* A loop and not a recursion: a chain may be a thousand long. */
   *base = NULL;
   while (ref->format != BASE_NONE) {
     struct wanted w = { .epoch = ref->epoch, .ref = ref };
+    struct superblock sb;
     struct base_path file;
     int ret = base_path_follow(&file, &above->file, ref, policy, flags & LAYER_NAMED_BASE);
 
     if (ret == 0)
       ret = ref->format == BASE_RAW ? open_raw(&file, ref, above, flags, link)
-                                    : open_pcow(&file, &w, above, flags & ~LAYER_WRITING, link, NULL);
+                                    : open_pcow(&file, &w, above, flags & ~LAYER_WRITING, link, &sb, NULL);
     base_path_clear(&file);
     if (ret) {
       error_prefix("%s: cannot open its base", above->path);
@@ -367,7 +396,8 @@ int layer_open_base(const struct base_ref *ref, struct layer *above, struct base
     if (above->format == BASE_RAW || (flags & LAYER_NO_BASE))
       break;
     flags &= ~LAYER_NAMED_BASE;
-    ref = &above->sb.base;
+    next = sb.base;
+    ref = &next;
     link = &above->base;
   }
   *base = top;
@@ -375,7 +405,7 @@ int layer_open_base(const struct base_ref *ref, struct layer *above, struct base
 }
 
 int layer_open_image(const char *path, const char *snapshot, struct base_policy *policy, unsigned flags,
-                     struct layer **layer, struct epochs **epochs)
+                     struct layer **layer, struct superblock *sb, struct epochs **epochs)
 {
   struct wanted w = { .snapshot = snapshot };
   struct epochs *tree = NULL;
@@ -384,11 +414,11 @@ int layer_open_image(const char *path, const char *snapshot, struct base_policy 
   int ret;
 
   base_path_name(&file, path);
-  ret = open_pcow(&file, &w, NULL, flags, &l, &tree);
+  ret = open_pcow(&file, &w, NULL, flags, &l, sb, &tree);
   if (ret)
     return ret;
   if (!(flags & LAYER_NO_BASE)) {
-    ret = layer_open_base(&l->sb.base, l, policy, flags, &l->base);
+    ret = layer_open_base(&sb->base, l, policy, flags, &l->base);
     if (ret) {
       epochs_free(tree);
       layer_close(l);
@@ -443,23 +473,25 @@ int layer_describe_base(const char *image_path, const char *path, enum base_form
       ref->raw_mtime_nsec = (uint32_t)st.st_mtim.tv_nsec;
     }
   } else {
-    ret = layer_open_image(full, snapshot, policy, LAYER_NO_BASE, &l, &epochs);
+    struct superblock sb;
+
+    ret = layer_open_image(full, snapshot, policy, LAYER_NO_BASE, &l, &sb, &epochs);
     if (ret)
       return ret;
     /* Its own base is looked at, too: an image over a broken one could not be opened. */
-    ret = layer_open_base(&l->sb.base, l, policy, LAYER_NO_BASE, &l->base);
+    ret = layer_open_base(&sb.base, l, policy, LAYER_NO_BASE, &l->base);
     /* What is recorded here must not be taken back by a power failure there. */
     if (ret == 0) {
       if (ORDERED("recorded 5", fdatasync(layer_fd_get(l))))
         ret = fail_errno(errno, "%s: cannot be made durable", full);
       layer_fd_put(l);
     }
-    memcpy(ref->uuid, l->sb.uuid, sizeof(ref->uuid));
+    memcpy(ref->uuid, l->uuid, sizeof(ref->uuid));
     ref->epoch = l->epoch;
     if (l->epoch)
       memcpy(ref->guid, epochs_get(epochs, l->epoch)->guid, sizeof(ref->guid));
     else
-      ref->tag = l->sb.tag;
+      ref->tag = l->tag;
     epochs_free(epochs);
   }
   if (ret == 0)
@@ -484,8 +516,7 @@ struct layer *layer_new_top(int fd, const struct base_path *file, const struct s
     l->ino = st.st_ino;
   }
   l->tmpfs = persist_is_tmpfs(fd);
-  l->sb = *sb;
-  l->geo = geometry_make(sb->unit_shift);
+  take_superblock(l, sb);
   l->size = sb->virtual_size;
   l->view = view;
   l->base_limit = view->base_limit;

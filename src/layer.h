@@ -16,8 +16,10 @@
 
 #include <sys/types.h>
 
+/* A chain may be a thousand long: what only opening needs of a file is not kept. */
 struct layer {
   enum base_format format;      /* BASE_PCOW or BASE_RAW */
+  uint32_t epoch;               /* 0: the head */
   const char *path;             /* file.path, for messages */
   struct base_path file;        /* as it is opened, each time */
   dev_t dev;
@@ -27,13 +29,18 @@ struct layer {
   bool walk_lock;               /* somebody may write and collect in this file meanwhile */
   uint64_t size;                /* bytes of the view; a raw file's tail is rounded up */
   uint64_t base_limit;          /* bytes of the base that are seen */
-  struct superblock sb;         /* BASE_PCOW; as read at open */
-  struct geometry geo;
-  struct epoch_view *view;      /* which epochs of the file are seen */
-  uint32_t epoch;               /* 0: the head */
   unsigned depth;               /* 0: top */
   struct layer *base;           /* NULL: zeros beneath */
   struct layer *above;          /* whose base this is; NULL: the top */
+
+  /* BASE_PCOW, of the superblock as read at open */
+  uint8_t uuid[16];
+  struct content_tag tag;
+  uint64_t slot_count;          /* this and next_epoch rise with what a writer does: see view.c */
+  uint32_t next_epoch;
+  uint32_t head_epoch;
+  const struct geometry *geo;
+  struct epoch_view *view;      /* which epochs of the file are seen */
 
   /* private to layer.c and fdpool.c */
   int fd;
@@ -54,10 +61,10 @@ struct layer {
 #define LAYER_NAMED_BASE 8u     /* the first base was named by the caller: no policy is asked */
 
 /* Opens PATH, which the caller named, at SNAPSHOT (NULL: its head) and the chain beneath as far as
- * POLICY, read-only, with shared locks. EPOCHS, when not NULL, gets the image's epoch tree. Errors as for
- * pcow_open(). */
+ * POLICY, read-only, with shared locks. SB gets the image's superblock, EPOCHS, when not NULL, its epoch tree.
+ * Errors as for pcow_open(). */
 int layer_open_image(const char *path, const char *snapshot, struct base_policy *policy, unsigned flags,
-                     struct layer **layer, struct epochs **epochs);
+                     struct layer **layer, struct superblock *sb, struct epochs **epochs);
 
 /* Opens what REF names as the base of ABOVE, with the chain beneath, as far as POLICY allows, and checks
  * that it is what REF recorded. */

@@ -60,12 +60,11 @@ unsigned image_layer_flags(const struct pcow_image *image)
 static int open_reading(struct pcow_image *image)
 {
   int ret = layer_open_image(image->path, image->snapshot, image->policy, image_layer_flags(image),
-                             &image->layer, &image->epochs);
+                             &image->layer, &image->sb, &image->epochs);
 
   if (ret)
     return ret;
-  image->sb = image->layer->sb;
-  image->runs = view_cache_new(image->layer, image->layer->geo.unit_pages);
+  image->runs = view_cache_new(image->layer, image->layer->geo->unit_pages);
   return 0;
 }
 

@@ -104,7 +104,7 @@ static void take(struct paint *p, struct layer *l, int fd, uint64_t first, uint6
 /* One slot's present pages, up to LIMIT bytes of the view. */
 static int paint_slot(struct paint *p, struct layer *l, int fd, const struct slot_info *slot, uint64_t limit)
 {
-  const struct geometry *g = &l->geo;
+  const struct geometry *g = l->geo;
   uint64_t unit_first = slot->unit * g->unit_pages;
   uint64_t from = MAX(p->first, unit_first);
   uint64_t to = MIN(MIN(p->end, limit >> PAGE_SHIFT), unit_first + g->unit_pages);
@@ -147,11 +147,11 @@ static bool refresh_bounds(struct layer *l, int fd, const struct superblock *use
   if ((!l->walk_lock && !l->own_fd) || superblock_read(fd, l->path, false, &now, NULL))
     return false;
   g_mutex_lock(&l->walk_mutex);
-  if (now.slot_count > l->sb.slot_count || now.next_epoch > l->sb.next_epoch) {
-    l->sb.slot_count = now.slot_count;
-    l->sb.next_epoch = now.next_epoch;
+  if (now.slot_count > l->slot_count || now.next_epoch > l->next_epoch) {
+    l->slot_count = now.slot_count;
+    l->next_epoch = now.next_epoch;
   }
-  risen = l->sb.slot_count > used->slot_count || l->sb.next_epoch > used->next_epoch;
+  risen = l->slot_count > used->slot_count || l->next_epoch > used->next_epoch;
   g_mutex_unlock(&l->walk_mutex);
   return risen;
 }
@@ -162,10 +162,10 @@ static struct superblock bounds(struct layer *l)
   struct superblock sb = { 0 };
 
   g_mutex_lock(&l->walk_mutex);
-  sb.unit_shift = l->sb.unit_shift;
-  sb.slot_count = l->sb.slot_count;
-  sb.next_epoch = l->sb.next_epoch;
-  sb.head_epoch = l->sb.head_epoch;
+  sb.unit_shift = l->geo->unit_shift;
+  sb.slot_count = l->slot_count;
+  sb.next_epoch = l->next_epoch;
+  sb.head_epoch = l->head_epoch;
   g_mutex_unlock(&l->walk_mutex);
   return sb;
 }
@@ -201,8 +201,8 @@ static int paint_unit(struct paint *p, struct layer *l, int fd, uint64_t unit, u
 
 static int paint_units(struct paint *p, struct layer *l, int fd)
 {
-  uint64_t unit = (p->first << PAGE_SHIFT) >> l->geo.unit_shift;
-  uint64_t last = ((p->end - 1) << PAGE_SHIFT) >> l->geo.unit_shift;
+  uint64_t unit = (p->first << PAGE_SHIFT) >> l->geo->unit_shift;
+  uint64_t last = ((p->end - 1) << PAGE_SHIFT) >> l->geo->unit_shift;
   uint64_t words[MAP_WORDS_AT_ONCE];
   int ret = 0;
 
@@ -227,7 +227,7 @@ static int paint_layer(struct paint *p, struct layer *l)
     return fd;
   if (l->format == BASE_RAW) {
     take(p, l, fd, p->first, p->end, p->first * PAGE_BYTES);
-  } else if (l->view->sights->len) {
+  } else if (l->view->count) {
     ret = layer_walk_begin(l, fd);
     if (ret == 0) {
       ret = paint_units(p, l, fd);
@@ -348,7 +348,7 @@ static int next_unit(struct layer *l, int fd, uint64_t unit, uint64_t end, uint6
 static uint64_t next_in_unit(struct layer *l, int fd, uint64_t page, uint64_t end, uint64_t unit)
 {
   g_autoptr(GArray) chain = g_array_new(FALSE, FALSE, sizeof(struct slot_info));
-  const struct geometry *g = &l->geo;
+  const struct geometry *g = l->geo;
   uint64_t start = unit * g->unit_pages, found = end, word;
   struct superblock used;
   int ret = layer_walk_begin(l, fd);
@@ -383,7 +383,7 @@ static int next_in_layer(struct layer *l, uint64_t page, uint64_t end, uint64_t 
 
     *next = data >= 0 ? (uint64_t)data >> PAGE_SHIFT : errno == ENXIO ? end : page;
   } else {
-    uint64_t unit_pages = l->geo.unit_pages, units = (end + unit_pages - 1) / unit_pages;
+    uint64_t unit_pages = l->geo->unit_pages, units = (end + unit_pages - 1) / unit_pages;
 
     for (*next = page; ret == 0 && *next < end;) {
       uint64_t unit = 0, stop;
@@ -391,7 +391,7 @@ static int next_in_layer(struct layer *l, uint64_t page, uint64_t end, uint64_t 
       ret = next_unit(l, fd, *next / unit_pages, units, &unit);
       *next = MIN(end, MAX(*next, unit * unit_pages));
       stop = MIN(end, (unit + 1) * unit_pages);
-      if (ret || *next == end || l->geo.bitmap_bytes <= PAGE_BYTES)
+      if (ret || *next == end || l->geo->bitmap_bytes <= PAGE_BYTES)
         break;
       *next = next_in_unit(l, fd, *next, stop, unit);
       if (*next < stop)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * A chain of 1000 images opens, reads right and maps with a limit of 1024 file descriptors, leaves
- * most of them to the program, and a chain beyond the documented 1024 layers is refused by name.
+ * most of them to the program and keeps little memory a layer, and a chain beyond the documented 1024 layers is
+ * refused by name.
  *
  *     test-chain [--length N] [--dir DIR]
  */
@@ -11,12 +12,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#define LAYER_BYTES 400   /* a layer, without its path */
+#define HANDLE_BYTES 65536
 #define MOST 1026 /* the first length that must be refused: 1025 layers beneath the top */
 
 static unsigned length;
@@ -57,12 +61,36 @@ static unsigned descriptors(void)
   return count - 3; /* ".", ".." and this one */
 }
 
+/* What of the heap is in use; 0: the C library (or a sanitizer in its place) does not tell. */
+static size_t heap(void)
+{
+#if __GLIBC_PREREQ(2, 33)
+  return mallinfo2().uordblks;
+#else
+  return 0;
+#endif
+}
+
+/* Opening has kept what it needs of each layer, and nothing of what it has read. */
+static void check_memory(unsigned top, size_t before)
+{
+  size_t after = heap(), most = (top + 1) * (LAYER_BYTES + strlen(name(top))) + HANDLE_BYTES;
+
+  if (after == 0)
+    return;
+  CHECK(after - before <= most, "opening image %u has taken %zu bytes, more than %zu", top, after - before, most);
+  printf("image %u: %zu bytes a layer\n", top, (after - before) / (top + 1));
+}
+
 static void check_image(unsigned top, bool map_it)
 {
   unsigned before = descriptors(), open_now;
+  size_t heap_before = heap();
   pcow_image *image = test_open(name(top), 0, NULL);
   char bytes[PCOW_PAGE_SIZE];
   pcow_mapping *map;
+
+  check_memory(top, heap_before);
 
   for (uint64_t page = 0; page < pages; page++) {
     OK(pcow_pread(image, bytes, PAGE, page * PAGE));

@@ -255,9 +255,9 @@ END_TEST
 
 static void assert_sight(const struct epoch_view *v, unsigned i, uint32_t id, uint64_t limit)
 {
-  const struct epoch_sight *sight = &g_array_index(v->sights, struct epoch_sight, i);
+  const struct epoch_sight *sight = &v->sights[i];
 
-  ck_assert_uint_lt(i, v->sights->len);
+  ck_assert_uint_lt(i, v->count);
   ck_assert_uint_eq(sight->id, id);
   ck_assert_uint_eq(sight->limit, limit);
   ck_assert_uint_eq(epoch_view_limit(v, id), limit);
@@ -283,7 +283,7 @@ START_TEST(views)
   log.sb.head_floor = 60 << 12; /* head 4 was small for a while */
 
   v = epoch_view_make(log.e, 4, 3, log.sb.virtual_size, log.sb.head_floor, false);
-  ck_assert_uint_eq(v->sights->len, 4);
+  ck_assert_uint_eq(v->count, 4);
   assert_sight(v, 0, 4, 200 << 12);
   assert_sight(v, 1, 3, 60 << 12);
   assert_sight(v, 2, 2, 60 << 12);
@@ -292,7 +292,7 @@ START_TEST(views)
   epoch_view_free(v);
 
   v = epoch_view_make(log.e, 4, 3, 200 << 12, 200 << 12, true);
-  ck_assert_uint_eq(v->sights->len, 3);
+  ck_assert_uint_eq(v->count, 3);
   ck_assert_uint_eq(epoch_view_limit(v, 4), 0); /* not itself */
   assert_sight(v, 0, 3, 200 << 12);
   assert_sight(v, 1, 2, 80 << 12);
@@ -308,7 +308,7 @@ START_TEST(views)
   mark_deleted(&log, 2); /* an ordinary ancestor until it is gone */
   epoch = epochs_get(log.e, 3);
   v = epoch_view_make(log.e, 3, epoch->parent, epoch->virtual_size, epoch->floor, false);
-  ck_assert_uint_eq(v->sights->len, 3);
+  ck_assert_uint_eq(v->count, 3);
   assert_sight(v, 0, 3, 80 << 12);
   assert_sight(v, 1, 2, 80 << 12);
   ck_assert_uint_eq(v->base_limit, 70 << 12);
@@ -317,10 +317,23 @@ START_TEST(views)
   epoch_view_free(v);
 
   v = epoch_view_make(log.e, 1, 0, 100 << 12, 70 << 12, true); /* a root alone */
-  ck_assert_uint_eq(v->sights->len, 0);
+  ck_assert_uint_eq(v->count, 0);
   ck_assert_uint_eq(v->base_limit, 70 << 12);
   epoch_view_free(v);
   epoch_view_free(NULL);
+
+  for (unsigned i = 4; i < 24; i++) { /* a long view, in which each epoch has a limit of its own */
+    char name[] = { (char)('a' + i), '\0' };
+
+    log.sb.head_floor = (i + 6) << 12;
+    freeze(&log, name, false);
+  }
+  v = epoch_view_make(log.e, 24, 23, 200 << 12, 200 << 12, false);
+  ck_assert_uint_eq(v->count, 24);
+  for (unsigned i = 0; i < 24; i++)
+    assert_sight(v, i, 24 - i, i < 2 ? 200 << 12 : MAX(24 - i + 7, 10u) << 12);
+  ck_assert_uint_eq(epoch_view_limit(v, 25), 0);
+  epoch_view_free(v);
   log_close(&log);
 }
 END_TEST
@@ -502,33 +515,21 @@ CRAFT(time_odd, d[1].created_nsec = le32_make(1000000000))
 
 static const struct { craft_fn craft; const char *message; } refused[] = {
   { nothing, NULL },
-  { bad_magic, "record 10 of the epoch log is damaged" },
-  { bad_number, "record 11 of the epoch log is damaged" },
+  { bad_magic, "record 10 of the epoch log is damaged" }, { bad_number, "record 11 of the epoch log is damaged" },
   { two_names, "two snapshots have the name 'b'" },
-  { name_empty, "name that is not valid" },
-  { name_long, "name that is not valid" },
-  { name_not_utf8, "name that is not valid" },
-  { name_with_nul, "name that is not valid" }, { name_at, "character or '@'" },
+  { name_empty, "name that is not valid" }, { name_long, "name that is not valid" },
+  { name_not_utf8, "name that is not valid" }, { name_with_nul, "name that is not valid" },
+  { name_at, "character or '@'" },
   { name_control, "character or '@'" }, { name_c1, "character or '@'" },
-  { state_zero, "unknown state 0" },
-  { state_four, "unknown state 4" },
-  { id_zero, "is not valid" },
-  { id_of_head, "is not valid" },
-  { id_future, "is not valid" },
-  { own_parent, "is not valid" },
-  { parent_missing, "parent 1, which does not exist" },
-  { parent_is_head, "parent 5, which does not exist" },
+  { state_zero, "unknown state 0" }, { state_four, "unknown state 4" },
+  { id_zero, "is not valid" }, { id_of_head, "is not valid" },
+  { id_future, "is not valid" }, { own_parent, "is not valid" },
+  { parent_missing, "parent 1, which does not exist" }, { parent_is_head, "parent 5, which does not exist" },
   { head_parent_missing, "head's parent epoch 4 does not exist" },
-  { two_roots, "2 roots" },
-  { head_is_root, "2 roots" },
-  { circle, "among its own ancestors" },
-  { all_in_circle, "0 roots" },
-  { size_zero, "out of range" },
-  { size_odd, "out of range" },
-  { size_large, "out of range" },
-  { floor_above, "out of range" },
-  { floor_odd, "out of range" },
-  { time_odd, "out of range" },
+  { two_roots, "2 roots" }, { head_is_root, "2 roots" },
+  { circle, "among its own ancestors" }, { all_in_circle, "0 roots" },
+  { size_zero, "out of range" }, { size_odd, "out of range" }, { size_large, "out of range" },
+  { floor_above, "out of range" }, { floor_odd, "out of range" }, { time_odd, "out of range" },
 };
 
 START_TEST(crafted_logs)
@@ -537,8 +538,7 @@ START_TEST(crafted_logs)
   struct superblock sb = image_state();
   struct pcow_disk_epoch disk[4];
   struct epochs *e = NULL;
-  int fd;
-  int ret;
+  int fd, ret;
 
   sb.log_start = 9;
   sb.log_end = 13;
