@@ -13,7 +13,6 @@
 
 #include <endian.h>
 #include <fcntl.h>
-#include <libpmem.h>
 #include <linux/magic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -85,11 +84,18 @@ bool persist_is_tmpfs(int fd)
 
 int persist_open(int fd, const char *path, struct persist **persist)
 {
-  struct persist *p = g_new0(struct persist, 1);
+  enum persist_mode mode = persist_detect(fd);
+  const struct pmem_calls *pmem = NULL;
+  struct persist *p;
+  int ret = mode == PERSIST_PMEM ? persist_pmem(path, &pmem) : 0;
 
+  if (ret)
+    return ret;
+  p = g_new0(struct persist, 1);
   p->fd = fd;
   p->path = g_strdup(path);
-  p->mode = persist_detect(fd);
+  p->mode = mode;
+  p->pmem = pmem;
   p->map_sync = p->mode == PERSIST_PMEM && can_map_sync(fd);
   p->tmpfs = persist_is_tmpfs(fd);
   g_mutex_init(&p->lock);
@@ -254,7 +260,7 @@ int persist_probe(struct persist *p, uint64_t offset, uint64_t length)
 void media_flush(struct persist *p, uint64_t offset, const void *address, uint64_t length)
 {
   watch_begin(p);
-  pmem_flush(address, length);
+  p->pmem->flush(address, length);
   if (p->watched)
     persist_watch->flush(p->watched, offset, length);
   watch_end(p);
@@ -265,7 +271,7 @@ void media_flush(struct persist *p, uint64_t offset, const void *address, uint64
 static void media_flush_memory(struct persist *p, const void *address, uint64_t length)
 {
   watch_begin(p);
-  pmem_flush(address, length);
+  p->pmem->flush(address, length);
   if (p->watched)
     persist_watch->flush_memory(p->watched, address, length);
   watch_end(p);
@@ -277,7 +283,7 @@ static void media_drain(struct persist *p)
   watch_begin(p);
   if (p->watched)
     persist_watch->drain(p->watched);
-  pmem_drain();
+  p->pmem->drain();
   watch_end(p);
 }
 
@@ -340,7 +346,7 @@ static int media_copy(struct persist *p, uint64_t offset, const char *source, si
     if (ret)
       return ret;
     watch_begin(p);
-    pmem_memcpy_nodrain(target, source, n);
+    p->pmem->memcpy_nodrain(target, source, n);
     if (p->watched)
       persist_watch->store(p->watched, offset, source, n, true);
     watch_end(p);

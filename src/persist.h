@@ -30,7 +30,8 @@ enum persist_mode persist_detect(int fd);
 /* True when the file lies on a file system whose mappings synchronous userfaultfd protects (tmpfs). */
 bool persist_is_tmpfs(int fd);
 
-/* FD is borrowed and must stay open and writable. PATH is copied, for messages. */
+/* FD is borrowed and must stay open and writable. PATH is copied, for messages. -ENOTSUP when libpmem is
+ * needed and cannot be loaded. */
 int persist_open(int fd, const char *path, struct persist **persist);
 void persist_close(struct persist *p);
 

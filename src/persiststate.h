@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What persist.c, persistfill.c and persistspace.c share; private to them.
+ * What persist.c, persistfill.c, persistpmem.c and persistspace.c share; private to them.
  */
 #ifndef PCOW_PERSISTSTATE_H
 #define PCOW_PERSISTSTATE_H
@@ -8,17 +8,29 @@
 #include "persist.h"
 
 #include <glib.h>
+#include <libpmem.h>
 #include <stdatomic.h>
 
 #define ALIAS_BUCKETS 256u
 
 struct alias;
 
+/* What is called of libpmem. */
+struct pmem_calls {
+  __typeof__(pmem_flush) *flush;
+  __typeof__(pmem_drain) *drain;
+  __typeof__(pmem_memcpy_nodrain) *memcpy_nodrain;
+};
+
+/* Loads libpmem if that was not done yet. PATH is for the message. -ENOTSUP: it is not there. */
+int persist_pmem(const char *path, const struct pmem_calls **pmem);
+
 struct persist {
   int fd;
   void *watched;                /* what watch->open() gave; NULL: nobody watches */
   char *path;
   enum persist_mode mode;
+  const struct pmem_calls *pmem; /* NULL unless MODE is PERSIST_PMEM */
   bool tmpfs;
   bool map_sync;                /* the file system makes blocks durable before a store can reach them */
   GMutex lock;                  /* aliases (adding), stages, reserved, growing */

@@ -66,8 +66,37 @@ diff "$work/declared" "$work/exported" ||
   fail "what the header declares (<) is not what the library exports (>)"
 
 # What the library needs: no tool's libraries.
-if objdump -p "$library" | grep NEEDED | grep -E 'json|pmemobj|check'; then
-  fail "the library needs what only tools or tests need"
+if objdump -p "$library" | grep NEEDED | grep -E 'json|pmem|check'; then
+  fail "the library needs what only tools, tests or persistent memory need"
+fi
+
+# ---- libpmem, which is loaded when an image is written on persistent memory, and missed only then ----
+
+mkdir "$work/none"
+without_pmem() {
+  LD_LIBRARY_PATH=$work/none:$libdir "$work/inst/bin/pcow-img" "$@"
+}
+refused_without_pmem() {
+  if PMEM_IS_PMEM_FORCE=1 without_pmem snapshot -c one "$work/image.pcow" 2>"$work/said"; then
+    fail "an image on persistent memory is written without libpmem"
+  fi
+  grep -q "^pcow-img: $work/image.pcow: lies on persistent memory, but libpmem cannot be loaded: .*$1" \
+    "$work/said" || fail "without libpmem: $(cat "$work/said")"
+}
+
+if [ -x "$work/inst/bin/pcow-img" ]; then
+  echo 'no library' >"$work/none/libpmem.so.1"
+  PMEM_IS_PMEM_FORCE=1 without_pmem create -q "$work/image.pcow" 1M || fail "create needs libpmem"
+  PMEM_IS_PMEM_FORCE=1 without_pmem info "$work/image.pcow" >"$work/log" || fail "info needs libpmem"
+  refused_without_pmem 'libpmem.so.1'
+  : >"$work/empty.c"
+  $CC -shared -fPIC -o "$work/none/libpmem.so.1" "$work/empty.c"
+  refused_without_pmem 'pmem_flush'
+  PMEM_IS_PMEM_FORCE=0 without_pmem snapshot -c two "$work/image.pcow" || fail "a page cache needs libpmem"
+  PMEM_IS_PMEM_FORCE=0 without_pmem snapshot -l "$work/image.pcow" >"$work/log"
+  if grep -q one "$work/log" || ! grep -q two "$work/log"; then
+    fail "the snapshots are not those that were taken: $(cat "$work/log")"
+  fi
 fi
 
 # ---- The header ----

@@ -140,9 +140,9 @@ struct pcow_open_options {
  * interrupted deletions go on, when it is opened for writing.
  * -EPERM (it has a base that may not be followed),
  * -EBUSY (locked by another process or handle), -ENOENT (file, base or snapshot missing),
- * -EMEDIUMTYPE (not a pcow image), -EUCLEAN (damaged), -ENOTSUP (newer version or unknown feature),
- * -ESTALE (a base is not what it was), -ELOOP (cyclic chain, or longer than 1024),
- * what open(2) gives. */
+ * -EMEDIUMTYPE (not a pcow image), -EUCLEAN (damaged), -ENOTSUP (newer version or unknown feature;
+ * or libpmem, which persistent memory needs, cannot be loaded), -ESTALE (a base is not what it was),
+ * -ELOOP (cyclic chain, or longer than 1024), what open(2) gives. */
 int pcow_open(const char *path, const struct pcow_open_options *options, pcow_image **image);
 
 /* Makes everything durable, unmaps what is mapped, ends the handle in any case. An error says that
