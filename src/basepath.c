@@ -161,9 +161,9 @@ int base_path_follow(struct base_path *file, const struct base_path *from, const
     file->path = g_strdup(file->full);
   }
   if (!named && !policy->any)
-    ret = policy->named ? confine(file)
-                        : fail(EPERM, "%s: is not followed without permission: PCOW_OPEN_BASES or base_dir gives it",
-                               file->path);
+    ret = policy->named ? confine(file) :
+          fail(EPERM, "%s: is not followed without permission: PCOW_OPEN_BASES or base_dir gives it",
+               file->path);
   make_small(file);
   return ret;
 }

@@ -302,7 +302,8 @@ static int open_pcow(struct base_path *file, const struct wanted *w, struct laye
     l->view = epoch_view_make(epochs, e->id, e->parent, e->virtual_size, e->floor, false);
   } else {
     l->size = sb->virtual_size;
-    l->view = epoch_view_make(epochs, sb->head_epoch, sb->head_parent, sb->virtual_size, sb->head_floor, false);
+    l->view = epoch_view_make(epochs, sb->head_epoch, sb->head_parent, sb->virtual_size, sb->head_floor,
+                              false);
   }
   l->base_limit = l->view->base_limit;
   ret = pin_file(l, fd);

@@ -61,8 +61,8 @@ struct layer {
 #define LAYER_NAMED_BASE 8u     /* the first base was named by the caller: no policy is asked */
 
 /* Opens PATH, which the caller named, at SNAPSHOT (NULL: its head) and the chain beneath as far as
- * POLICY, read-only, with shared locks. SB gets the image's superblock, EPOCHS, when not NULL, its epoch tree.
- * Errors as for pcow_open(). */
+ * POLICY, read-only, with shared locks. SB gets the image's superblock; EPOCHS, when not NULL, its epoch
+ * tree. Errors as for pcow_open(). */
 int layer_open_image(const char *path, const char *snapshot, struct base_policy *policy, unsigned flags,
                      struct layer **layer, struct superblock *sb, struct epochs **epochs);
 

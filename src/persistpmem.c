@@ -33,7 +33,8 @@ int persist_pmem(const char *path, const struct pmem_calls **pmem)
   if (!loaded) {
     void *library = dlopen(SONAME, RTLD_LAZY | RTLD_LOCAL);
 
-    loaded = library && find(library, "pmem_flush", &calls.flush) && find(library, "pmem_drain", &calls.drain) &&
+    loaded = library && find(library, "pmem_flush", &calls.flush) &&
+             find(library, "pmem_drain", &calls.drain) &&
              find(library, "pmem_memcpy_nodrain", &calls.memcpy_nodrain);
     if (!loaded)
       ret = fail(ENOTSUP, "%s: lies on persistent memory, but libpmem cannot be loaded: %s", path, dlerror());

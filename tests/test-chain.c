@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * A chain of 1000 images opens, reads right and maps with a limit of 1024 file descriptors, leaves
- * most of them to the program and keeps little memory a layer, and a chain beyond the documented 1024 layers is
- * refused by name.
+ * most of them to the program and keeps little memory a layer, and a chain beyond the documented 1024
+ * layers is refused by name.
  *
  *     test-chain [--length N] [--dir DIR]
  */
@@ -78,7 +78,8 @@ static void check_memory(unsigned top, size_t before)
 
   if (after == 0)
     return;
-  CHECK(after - before <= most, "opening image %u has taken %zu bytes, more than %zu", top, after - before, most);
+  CHECK(after - before <= most, "opening image %u has taken %zu bytes, more than %zu", top, after - before,
+        most);
   printf("image %u: %zu bytes a layer\n", top, (after - before) / (top + 1));
 }
 

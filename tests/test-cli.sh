@@ -16,7 +16,7 @@ verbs='check commit compare convert create diff info map measure rebase resize r
 # The value of a JSON number or string on a line of its own: json KEY.
 json()
 {
-  sed -n "s/^ *\"$1\" : \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$scratch/out" | head -n 1
+  sed -n "s/^ *\"$1\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$scratch/out" | head -n 1
 }
 
 valid_json()
@@ -94,6 +94,10 @@ test_create()
   that 'info: store-durable where it is forced' test "$(json durability)" = store-durable
 
   expect 'create: sizes are rounded up to a page' 0 create -q c.pcow 1
+  cp c.pcow "$(printf 'odd \377\033".pcow')"
+  expect 'info in JSON of a file with an odd name' 0 info --output=json "$(printf 'odd \377\033".pcow')"
+  that 'info: valid JSON, whatever the name' valid_json
+  that 'info: an odd name in JSON' grep -qF "$(printf '"odd \357\277\275\134u001b\134".pcow",')" "$scratch/out"
   run img info --output=json c.pcow
   that 'create: one page' test "$(json virtual-size)" = 4096
   expect 'create: k and K are the same' 0 create -q c.pcow 8k
@@ -317,7 +321,7 @@ test_bases()
   expect 'a base elsewhere: not without an option' 1 map sub/more.pcow
   expect 'a base elsewhere: --any-base' 0 map --any-base sub/more.pcow
   expect 'map over a chain' 0 map $within --output=json sub/more.pcow
-  that 'map over a chain: depth' out_has '"depth" : 2'
+  that 'map over a chain: depth' out_has '"depth": 2'
 
   cp --sparse=always two.raw three.raw
   truncate -s 64M three.raw

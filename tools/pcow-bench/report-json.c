@@ -4,8 +4,8 @@
  */
 #include "report.h"
 
-#include <json-glib/json-glib.h>
-#include <math.h>
+#include "json.h"
+
 #include <stdio.h>
 
 #define SCHEMA_VERSION 1
@@ -14,129 +14,94 @@ static const char *const metric_names[METRICS] = { "time", "memory", "vmas", "sp
 static const char *const status_names[] = { "ok", "failed", "skipped" };
 static const char *const how_names[] = { "faster", "within", "beyond", "at-most" };
 
-static void text_member(JsonBuilder *b, const char *name, const char *text)
-{
-  json_builder_set_member_name(b, name);
-  json_builder_add_string_value(b, text);
-}
-
-static void number_member(JsonBuilder *b, const char *name, double value)
-{
-  json_builder_set_member_name(b, name);
-  if (isfinite(value))
-    json_builder_add_double_value(b, value);
-  else
-    json_builder_add_null_value(b);
-}
-
-static void add_stats(JsonBuilder *b, const struct row *row, enum metric metric)
+static void add_stats(json_writer *j, const struct row *row, enum metric metric)
 {
   const struct stats *s = &row->stats[metric];
 
-  json_builder_set_member_name(b, metric_names[metric]);
-  json_builder_begin_object(b);
-  number_member(b, "median", s->median);
-  number_member(b, "min", s->min);
-  number_member(b, "lower-quartile", s->lower);
-  number_member(b, "upper-quartile", s->upper);
-  number_member(b, "max", s->max);
-  json_builder_set_member_name(b, "samples");
-  json_builder_begin_array(b);
+  json_begin_object(j, metric_names[metric]);
+  json_real(j, "median", s->median);
+  json_real(j, "min", s->min);
+  json_real(j, "lower-quartile", s->lower);
+  json_real(j, "upper-quartile", s->upper);
+  json_real(j, "max", s->max);
+  json_begin_array(j, "samples");
   for (guint i = 0; i < row->samples->len; i++)
-    json_builder_add_double_value(b, g_array_index(row->samples, struct sample, i).values[metric]);
-  json_builder_end_array(b);
-  json_builder_end_object(b);
+    json_real(j, NULL, g_array_index(row->samples, struct sample, i).values[metric]);
+  json_end(j);
+  json_end(j);
 }
 
-static void add_row(JsonBuilder *b, const struct row *row)
+static void add_row(json_writer *j, const struct row *row)
 {
-  json_builder_begin_object(b);
-  text_member(b, "name", row->contender->name);
-  text_member(b, "status", status_names[-row->status]);
+  json_begin_object(j, NULL);
+  json_text(j, "name", row->contender->name);
+  json_text(j, "status", status_names[-row->status]);
   if (row->status)
-    text_member(b, "reason", row->reason);
+    json_text(j, "reason", row->reason);
   for (int metric = 0; metric < METRICS; metric++)
     if (row->stats[metric].count && row->stats[metric].count == row->samples->len)
-      add_stats(b, row, (enum metric)metric);
-  json_builder_end_object(b);
+      add_stats(j, row, (enum metric)metric);
+  json_end(j);
 }
 
-static void add_verdict(JsonBuilder *b, const struct result *result, const struct verdict *verdict)
+static void add_verdict(json_writer *j, const struct result *result, const struct verdict *verdict)
 {
   const struct target *t = &verdict->target;
   const struct contender *ours = g_ptr_array_index(result->plan->contenders, t->ours);
   const struct contender *against = g_ptr_array_index(result->plan->contenders, t->against);
   g_autofree char *sentence = report_verdict(result, verdict);
 
-  json_builder_begin_object(b);
-  text_member(b, "contender", ours->name);
+  json_begin_object(j, NULL);
+  json_text(j, "contender", ours->name);
   if (t->how != TARGET_AT_MOST)
-    text_member(b, "against", against->name);
-  text_member(b, "metric", metric_names[t->metric]);
-  text_member(b, "how", how_names[t->how]);
-  number_member(b, "limit", t->limit);
-  number_member(b, "measured", verdict->measured);
+    json_text(j, "against", against->name);
+  json_text(j, "metric", metric_names[t->metric]);
+  json_text(j, "how", how_names[t->how]);
+  json_real(j, "limit", t->limit);
+  json_real(j, "measured", verdict->measured);
   if (verdict->known) {
-    json_builder_set_member_name(b, "met");
-    json_builder_add_boolean_value(b, verdict->met);
+    json_flag(j, "met", verdict->met);
   }
-  text_member(b, "sentence", sentence);
-  json_builder_end_object(b);
+  json_text(j, "sentence", sentence);
+  json_end(j);
 }
 
-static void add_result(JsonBuilder *b, const struct result *result)
+static void add_result(json_writer *j, const struct result *result)
 {
-  json_builder_begin_object(b);
-  text_member(b, "name", result->which->name);
-  text_member(b, "title", result->which->title);
-  text_member(b, "unit", result->which->unit);
-  json_builder_set_member_name(b, "contenders");
-  json_builder_begin_array(b);
+  json_begin_object(j, NULL);
+  json_text(j, "name", result->which->name);
+  json_text(j, "title", result->which->title);
+  json_text(j, "unit", result->which->unit);
+  json_begin_array(j, "contenders");
   for (guint i = 0; i < result->rows->len; i++)
-    add_row(b, &g_array_index(result->rows, struct row, i));
-  json_builder_end_array(b);
-  json_builder_set_member_name(b, "targets");
-  json_builder_begin_array(b);
+    add_row(j, &g_array_index(result->rows, struct row, i));
+  json_end(j);
+  json_begin_array(j, "targets");
   for (guint i = 0; i < result->verdicts->len; i++)
-    add_verdict(b, result, &g_array_index(result->verdicts, struct verdict, i));
-  json_builder_end_array(b);
-  json_builder_end_object(b);
+    add_verdict(j, result, &g_array_index(result->verdicts, struct verdict, i));
+  json_end(j);
+  json_end(j);
 }
 
 void report_json(GPtrArray *results, const struct settings *settings)
 {
-  g_autoptr(JsonBuilder) b = json_builder_new();
-  g_autoptr(JsonGenerator) generator = json_generator_new();
-  g_autoptr(JsonNode) root = NULL;
-  g_autofree char *text = NULL;
+  g_autoptr(json_writer) j = json_new();
   g_auto(GStrv) setting = report_setting(settings);
 
-  json_builder_begin_object(b);
-  json_builder_set_member_name(b, "schema-version");
-  json_builder_add_int_value(b, SCHEMA_VERSION);
-  text_member(b, "version", pcow_version());
-  json_builder_set_member_name(b, "setting");
-  json_builder_begin_array(b);
+  json_begin_object(j, NULL);
+  json_number(j, "schema-version", SCHEMA_VERSION);
+  json_text(j, "version", pcow_version());
+  json_begin_array(j, "setting");
   for (char **line = setting; *line; line++)
-    json_builder_add_string_value(b, *line);
-  json_builder_end_array(b);
-  json_builder_set_member_name(b, "repeats");
-  json_builder_add_int_value(b, settings->repeats);
-  json_builder_set_member_name(b, "quick");
-  json_builder_add_boolean_value(b, settings->quick);
-  json_builder_set_member_name(b, "emulated");
-  json_builder_add_boolean_value(b, settings->force_pmem);
-  json_builder_set_member_name(b, "cases");
-  json_builder_begin_array(b);
+    json_text(j, NULL, *line);
+  json_end(j);
+  json_number(j, "repeats", settings->repeats);
+  json_flag(j, "quick", settings->quick);
+  json_flag(j, "emulated", settings->force_pmem);
+  json_begin_array(j, "cases");
   for (guint i = 0; i < results->len; i++)
-    add_result(b, g_ptr_array_index(results, i));
-  json_builder_end_array(b);
-  json_builder_end_object(b);
-
-  root = json_builder_get_root(b);
-  json_generator_set_pretty(generator, TRUE);
-  json_generator_set_indent(generator, 4);
-  json_generator_set_root(generator, root);
-  text = json_generator_to_data(generator, NULL);
-  printf("%s\n", text);
+    add_result(j, g_ptr_array_index(results, i));
+  json_end(j);
+  json_end(j);
+  fputs(json_document(j), stdout);
 }

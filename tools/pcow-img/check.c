@@ -26,32 +26,28 @@ static int status(const struct pcow_check_result *r)
 static void print_json(const char *path, const GPtrArray *findings, const struct pcow_check_result *r,
                        uint64_t repaired)
 {
-  JsonBuilder *builder = json_builder_new();
+  json_writer *json = json_new();
 
-  json_builder_begin_object(builder);
-  output_member_number(builder, "schema-version", OUTPUT_SCHEMA_VERSION);
-  output_member_text(builder, "filename", path);
-  output_member_text(builder, "format", "pcow");
-  output_member_number(builder, "check-errors", 0);
-  output_member_number(builder, "corruptions", r->corruptions);
-  output_member_number(builder, "repairable", r->repairable);
-  output_member_number(builder, "base-faults", r->base_faults);
-  output_member_number(builder, "leaks", r->leaks);
-  output_member_number(builder, "leaked-size", r->leaked_size);
-  output_member_number(builder, "repaired", repaired);
-  output_member_number(builder, "pending", r->pending);
-  output_member_number(builder, "slots", r->slots);
-  output_member_number(builder, "pages", r->pages);
-  json_builder_set_member_name(builder, "findings");
-  json_builder_begin_array(builder);
-  for (guint i = 0; i < findings->len; i++) {
-    g_autofree char *valid = g_utf8_make_valid(g_ptr_array_index(findings, i), -1);
-
-    json_builder_add_string_value(builder, valid);
-  }
-  json_builder_end_array(builder);
-  json_builder_end_object(builder);
-  output_json(builder);
+  json_begin_object(json, NULL);
+  json_number(json, "schema-version", OUTPUT_SCHEMA_VERSION);
+  json_text(json, "filename", path);
+  json_text(json, "format", "pcow");
+  json_number(json, "check-errors", 0);
+  json_number(json, "corruptions", r->corruptions);
+  json_number(json, "repairable", r->repairable);
+  json_number(json, "base-faults", r->base_faults);
+  json_number(json, "leaks", r->leaks);
+  json_number(json, "leaked-size", r->leaked_size);
+  json_number(json, "repaired", repaired);
+  json_number(json, "pending", r->pending);
+  json_number(json, "slots", r->slots);
+  json_number(json, "pages", r->pages);
+  json_begin_array(json, "findings");
+  for (guint i = 0; i < findings->len; i++)
+    json_text(json, NULL, g_ptr_array_index(findings, i));
+  json_end(json);
+  json_end(json);
+  output_json(json);
 }
 
 static void print_human(const GPtrArray *findings, const struct pcow_check_result *r, uint64_t repaired,

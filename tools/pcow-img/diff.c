@@ -23,13 +23,13 @@ static int print_extent(void *opaque, const struct pcow_extent *e)
 
 static int build_extent(void *opaque, const struct pcow_extent *e)
 {
-  JsonBuilder *builder = opaque;
+  json_writer *json = opaque;
 
-  json_builder_begin_object(builder);
-  output_member_number(builder, "offset", e->offset);
-  output_member_number(builder, "length", e->length);
-  output_member_text(builder, "type", type_name(e));
-  json_builder_end_object(builder);
+  json_begin_object(json, NULL);
+  json_number(json, "offset", e->offset);
+  json_number(json, "length", e->length);
+  json_text(json, "type", type_name(e));
+  json_end(json);
   return 0;
 }
 
@@ -37,7 +37,7 @@ int verb_diff(struct command *command)
 {
   const GOptionEntry entries[] = { OPTION_BASES(&command->bases), OPTION_OUTPUT(command), OPTION_END };
   struct pcow_open_options options = PCOW_INIT(options);
-  g_autoptr(JsonBuilder) builder = NULL;
+  g_autoptr(json_writer) json = NULL;
   pcow_image *image = NULL;
   const char *from, *to;
   int rc = command_parse(command, entries, 2, 3);
@@ -49,18 +49,18 @@ int verb_diff(struct command *command)
   if (bases_open(&command->bases, command->operands[0], &options, &image))
     return report_library();
   if (command->json) {
-    builder = json_builder_new();
-    json_builder_begin_array(builder);
-    rc = pcow_diff(image, from, to, build_extent, builder);
-    json_builder_end_array(builder);
+    json = json_new();
+    json_begin_array(json, NULL);
+    rc = pcow_diff(image, from, to, build_extent, json);
+    json_end(json);
   } else {
     output_printf("%-16s%-16s%s\n", "Offset", "Length", "Type");
     rc = pcow_diff(image, from, to, print_extent, NULL);
   }
   if (rc < 0)
     rc = report_library();
-  else if (builder)
-    output_json(g_steal_pointer(&builder));
+  else if (json)
+    output_json(g_steal_pointer(&json));
   pcow_close(image);
   return rc;
 }

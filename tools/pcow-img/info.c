@@ -176,59 +176,55 @@ static void print_layer(const struct layer *layer)
 
 /* ---- For programs ---- */
 
-static void build_base(JsonBuilder *builder, const struct layer *layer)
+static void build_base(json_writer *json, const struct layer *layer)
 {
   const struct pcow_info *info = &layer->info;
 
   if (!info->base)
     return;
-  output_member_text(builder, "backing-filename", info->base);
-  output_member_text(builder, "full-backing-filename", info->base_path);
-  output_member_text(builder, "backing-filename-format", naming_format_name(info->base_format));
-  output_member_text(builder, "backing-snapshot", layer->base_snapshot);
+  json_text(json, "backing-filename", info->base);
+  json_text(json, "full-backing-filename", info->base_path);
+  json_text(json, "backing-filename-format", naming_format_name(info->base_format));
+  json_text(json, "backing-snapshot", layer->base_snapshot);
 }
 
-static void build_pcow(JsonBuilder *builder, const struct layer *layer)
+static void build_pcow(json_writer *json, const struct layer *layer)
 {
   const struct pcow_info *info = &layer->info;
   g_autofree char *uuid = format_uuid(info->uuid);
   g_autofree char *tag = format_tag(info);
 
-  output_member_number(builder, "unit-size", info->unit_size);
-  output_member_flag(builder, "dirty-flag", (info->flags & PCOW_INFO_DIRTY) != 0);
-  build_base(builder, layer);
-  json_builder_set_member_name(builder, "snapshots");
-  snapshot_build_json(builder, layer->snapshots);
-
-  json_builder_set_member_name(builder, "format-specific");
-  json_builder_begin_object(builder);
-  output_member_text(builder, "type", "pcow");
-  json_builder_set_member_name(builder, "data");
-  json_builder_begin_object(builder);
-  output_member_number(builder, "format-version", info->format_version);
-  output_member_text(builder, "durability", durability_name(info->durability));
-  output_member_flag(builder, "deletions-pending", (info->flags & PCOW_INFO_PENDING) != 0);
-  output_member_number(builder, "deletions-pending-count", info->deletions_pending);
-  output_member_text(builder, "uuid", uuid);
-  output_member_text(builder, "content-tag", tag);
-  output_member_number(builder, "commits", info->sequence);
-  output_member_number(builder, "slots", info->slot_count);
-  json_builder_end_object(builder);
-  json_builder_end_object(builder);
+  json_number(json, "unit-size", info->unit_size);
+  json_flag(json, "dirty-flag", (info->flags & PCOW_INFO_DIRTY) != 0);
+  build_base(json, layer);
+  snapshot_build_json(json, "snapshots", layer->snapshots);
+  json_begin_object(json, "format-specific");
+  json_text(json, "type", "pcow");
+  json_begin_object(json, "data");
+  json_number(json, "format-version", info->format_version);
+  json_text(json, "durability", durability_name(info->durability));
+  json_flag(json, "deletions-pending", (info->flags & PCOW_INFO_PENDING) != 0);
+  json_number(json, "deletions-pending-count", info->deletions_pending);
+  json_text(json, "uuid", uuid);
+  json_text(json, "content-tag", tag);
+  json_number(json, "commits", info->sequence);
+  json_number(json, "slots", info->slot_count);
+  json_end(json);
+  json_end(json);
 }
 
-static void build_layer(JsonBuilder *builder, const struct layer *layer)
+static void build_layer(json_writer *json, const struct layer *layer)
 {
-  json_builder_begin_object(builder);
-  output_member_number(builder, "schema-version", OUTPUT_SCHEMA_VERSION);
-  output_member_text(builder, "filename", layer->path);
-  output_member_text(builder, "snapshot", layer->snapshot);
-  output_member_text(builder, "format", naming_format_name(layer->format));
-  output_member_number(builder, "virtual-size", layer->virtual_size);
-  output_member_number(builder, "actual-size", layer->actual_size);
+  json_begin_object(json, NULL);
+  json_number(json, "schema-version", OUTPUT_SCHEMA_VERSION);
+  json_text(json, "filename", layer->path);
+  json_text(json, "snapshot", layer->snapshot);
+  json_text(json, "format", naming_format_name(layer->format));
+  json_number(json, "virtual-size", layer->virtual_size);
+  json_number(json, "actual-size", layer->actual_size);
   if (layer->format == PCOW_FORMAT_PCOW)
-    build_pcow(builder, layer);
-  json_builder_end_object(builder);
+    build_pcow(json, layer);
+  json_end(json);
 }
 
 /* ---- The chain ---- */
@@ -258,16 +254,16 @@ static int layer_next(const struct layer *layer, struct layer **next)
 }
 
 /* Describes LAYER, which is open, and ends, and with WHOLE_CHAIN what is beneath. BUILDER is NULL for people. */
-static int describe(struct layer *layer, gboolean whole_chain, JsonBuilder *builder)
+static int describe(struct layer *layer, gboolean whole_chain, json_writer *json)
 {
   gboolean first = TRUE;
   int rc = 0;
 
   for (struct layer *next = NULL; layer; layer = next) {
     rc = layer_read(layer);
-    if (rc == 0 && builder)
-      build_layer(builder, layer);
-    if (rc == 0 && !builder) {
+    if (rc == 0 && json)
+      build_layer(json, layer);
+    if (rc == 0 && !json) {
       output_printf("%s", first ? "" : "\n");
       print_layer(layer);
     }
@@ -291,7 +287,7 @@ int verb_info(struct command *command)
   };
   struct pcow_open_options options = PCOW_INIT(options);
   g_autofree char *path = NULL, *snapshot = NULL;
-  g_autoptr(JsonBuilder) builder = NULL;
+  g_autoptr(json_writer) json = NULL;
   struct layer *layer;
   int rc = command_parse(command, entries, 1, 1);
 
@@ -309,14 +305,14 @@ int verb_info(struct command *command)
     return report_library();
   }
 
-  builder = command->json ? json_builder_new() : NULL;
-  if (builder && whole_chain)
-    json_builder_begin_array(builder);
-  rc = describe(layer, whole_chain, builder);
-  if (rc == 0 && builder) {
+  json = command->json ? json_new() : NULL;
+  if (json && whole_chain)
+    json_begin_array(json, NULL);
+  rc = describe(layer, whole_chain, json);
+  if (rc == 0 && json) {
     if (whole_chain)
-      json_builder_end_array(builder);
-    output_json(g_steal_pointer(&builder));
+      json_end(json);
+    output_json(g_steal_pointer(&json));
   }
   return rc;
 }

@@ -19,20 +19,20 @@ static int print_extent(void *opaque, const struct pcow_extent *e)
 
 static int build_extent(void *opaque, const struct pcow_extent *e)
 {
-  JsonBuilder *builder = opaque;
+  json_writer *json = opaque;
   const gboolean data = e->type == PCOW_EXTENT_DATA;
 
-  json_builder_begin_object(builder);
-  output_member_number(builder, "start", e->offset);
-  output_member_number(builder, "length", e->length);
-  output_member_number(builder, "depth", e->depth);
-  output_member_flag(builder, "present", e->type != PCOW_EXTENT_ZERO);
-  output_member_flag(builder, "zero", !data);
-  output_member_flag(builder, "data", data);
+  json_begin_object(json, NULL);
+  json_number(json, "start", e->offset);
+  json_number(json, "length", e->length);
+  json_number(json, "depth", e->depth);
+  json_flag(json, "present", e->type != PCOW_EXTENT_ZERO);
+  json_flag(json, "zero", !data);
+  json_flag(json, "data", data);
   if (data)
-    output_member_number(builder, "offset", e->file_offset);
-  output_member_text(builder, "filename", e->path);
-  json_builder_end_object(builder);
+    json_number(json, "offset", e->file_offset);
+  json_text(json, "filename", e->path);
+  json_end(json);
   return 0;
 }
 
@@ -46,13 +46,13 @@ static int map(const struct command *command, struct source *source, uint64_t st
                        source_path(source), start, size);
   length = MIN(length, size - start);
   if (command->json) {
-    g_autoptr(JsonBuilder) builder = json_builder_new();
+    g_autoptr(json_writer) json = json_new();
 
-    json_builder_begin_array(builder);
-    if (pcow_extents(image, start, length, 0, build_extent, builder) < 0)
+    json_begin_array(json, NULL);
+    if (pcow_extents(image, start, length, 0, build_extent, json) < 0)
       return report_library();
-    json_builder_end_array(builder);
-    output_json(g_steal_pointer(&builder));
+    json_end(json);
+    output_json(g_steal_pointer(&json));
     return 0;
   }
   output_printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");

@@ -106,14 +106,14 @@ static void print(const struct command *command, const struct measurement *m)
   const uint64_t full = required(m, units, map_pages_of(units), m->size);
 
   if (command->json) {
-    JsonBuilder *builder = json_builder_new();
+    json_writer *json = json_new();
 
-    json_builder_begin_object(builder);
-    output_member_number(builder, "schema-version", OUTPUT_SCHEMA_VERSION);
-    output_member_number(builder, "required", needed);
-    output_member_number(builder, "fully-allocated", full);
-    json_builder_end_object(builder);
-    output_json(builder);
+    json_begin_object(json, NULL);
+    json_number(json, "schema-version", OUTPUT_SCHEMA_VERSION);
+    json_number(json, "required", needed);
+    json_number(json, "fully-allocated", full);
+    json_end(json);
+    output_json(json);
   } else {
     output_printf("required size: %" G_GUINT64_FORMAT "\n"
                   "fully allocated size: %" G_GUINT64_FORMAT "\n", needed, full);

@@ -27,40 +27,10 @@ void output_printf(const char *format, ...)
   va_end(args);
 }
 
-void output_json(JsonBuilder *builder)
+void output_json(json_writer *json)
 {
-  g_autoptr(JsonGenerator) generator = json_generator_new();
-  g_autoptr(JsonNode) root = json_builder_get_root(builder);
-
-  json_generator_set_pretty(generator, TRUE);
-  json_generator_set_indent(generator, 4);
-  json_generator_set_root(generator, root);
-  json_generator_to_gstring(generator, buffer());
-  g_string_append_c(buffer(), '\n');
-  g_object_unref(builder);
-}
-
-void output_member_text(JsonBuilder *builder, const char *key, const char *text)
-{
-  g_autofree char *valid = NULL;
-
-  if (!text)
-    return;
-  valid = g_utf8_make_valid(text, -1);
-  json_builder_set_member_name(builder, key);
-  json_builder_add_string_value(builder, valid);
-}
-
-void output_member_number(JsonBuilder *builder, const char *key, uint64_t number)
-{
-  json_builder_set_member_name(builder, key);
-  json_builder_add_int_value(builder, (gint64)number);
-}
-
-void output_member_flag(JsonBuilder *builder, const char *key, gboolean flag)
-{
-  json_builder_set_member_name(builder, key);
-  json_builder_add_boolean_value(builder, flag);
+  g_string_append(buffer(), json_document(json));
+  json_free(json);
 }
 
 char *output_hex(const uint8_t *bytes, size_t length)

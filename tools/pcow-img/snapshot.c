@@ -9,6 +9,8 @@
 #include "report.h"
 #include "sizes.h"
 
+#include <locale.h>
+
 static void snapshot_free(gpointer data)
 {
   struct snapshot *snapshot = data;
@@ -59,27 +61,27 @@ void snapshot_print_table(const GPtrArray *list)
   }
 }
 
-void snapshot_build_json(JsonBuilder *builder, const GPtrArray *list)
+void snapshot_build_json(json_writer *json, const char *key, const GPtrArray *list)
 {
-  json_builder_begin_array(builder);
+  json_begin_array(json, key);
   for (guint i = 0; i < list->len; i++) {
     const struct snapshot *s = g_ptr_array_index(list, i);
     g_autofree char *id = g_strdup_printf("%" G_GUINT32_FORMAT, s->info.id);
     g_autofree char *parent = s->info.parent ? g_strdup_printf("%" G_GUINT32_FORMAT, s->info.parent) : NULL;
     g_autofree char *guid = output_hex(s->info.guid, sizeof(s->info.guid));
 
-    json_builder_begin_object(builder);
-    output_member_text(builder, "id", id); /* a string, as in qemu-img */
-    output_member_text(builder, "name", s->info.name);
-    output_member_text(builder, "parent-id", parent);
-    output_member_flag(builder, "current", (s->info.flags & PCOW_SNAPSHOT_CURRENT) != 0);
-    output_member_number(builder, "virtual-size", s->info.virtual_size);
-    output_member_number(builder, "date-sec", (uint64_t)s->info.created_sec);
-    output_member_number(builder, "date-nsec", s->info.created_nsec);
-    output_member_text(builder, "guid", guid);
-    json_builder_end_object(builder);
+    json_begin_object(json, NULL);
+    json_text(json, "id", id); /* a string, as in qemu-img */
+    json_text(json, "name", s->info.name);
+    json_text(json, "parent-id", parent);
+    json_flag(json, "current", (s->info.flags & PCOW_SNAPSHOT_CURRENT) != 0);
+    json_number(json, "virtual-size", s->info.virtual_size);
+    json_signed(json, "date-sec", s->info.created_sec);
+    json_number(json, "date-nsec", s->info.created_nsec);
+    json_text(json, "guid", guid);
+    json_end(json);
   }
-  json_builder_end_array(builder);
+  json_end(json);
 }
 
 /* ---- The tree ---- */
@@ -126,7 +128,8 @@ static GHashTable *find_children(const GPtrArray *list)
  * long history without branches stays readable; and nothing recurses, because it may be very long. */
 static void print_tree(const char *path, const GPtrArray *list)
 {
-  const gboolean utf8 = g_get_charset(NULL);
+  /* Whether the terminal can draw the lines. Nothing else depends on the locale, which takes time to load. */
+  const gboolean utf8 = setlocale(LC_CTYPE, "") && g_get_charset(NULL);
   const char *branch = utf8 ? "├── " : "|-- ", *last_branch = utf8 ? "└── " : "`-- ";
   const char *bar = utf8 ? "│   " : "|   ", *gap = "    ";
   g_autoptr(GHashTable) children = find_children(list);
@@ -172,10 +175,10 @@ static int list_snapshots(const struct command *command, gboolean tree)
   if (!list)
     return COMMAND_FAILED;
   if (command->json) {
-    JsonBuilder *builder = json_builder_new();
+    json_writer *json = json_new();
 
-    snapshot_build_json(builder, list);
-    output_json(builder);
+    snapshot_build_json(json, NULL, list);
+    output_json(json);
   } else if (tree) {
     print_tree(command->operands[0], list);
   } else {

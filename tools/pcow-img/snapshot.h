@@ -5,8 +5,9 @@
 #ifndef SNAPSHOT_H
 #define SNAPSHOT_H
 
+#include "json.h"
+
 #include <glib.h>
-#include <json-glib/json-glib.h>
 #include <libpcow/libpcow.h>
 
 struct snapshot {
@@ -19,7 +20,7 @@ GPtrArray *snapshot_list(pcow_image *image);
 /* qemu-img's table, without a line when there are none. */
 void snapshot_print_table(const GPtrArray *list);
 
-/* An array value: the caller has set the member's name, or begins a document. */
-void snapshot_build_json(JsonBuilder *builder, const GPtrArray *list);
+/* An array. */
+void snapshot_build_json(json_writer *json, const char *key, const GPtrArray *list);
 
 #endif
