@@ -7,7 +7,12 @@
 
 #include <endian.h>
 #include <glib.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 /* table[k][b]: the CRC of byte b followed by k zero bytes. */
 static uint32_t table[8][256];
@@ -65,6 +70,24 @@ __attribute__((target("sse4.2"))) static uint32_t crc_by_cpu(uint32_t crc, const
     crc = __builtin_ia32_crc32qi(crc, *data);
   return crc;
 }
+
+/* Not by __builtin_cpu_supports(): that asks for all that there is to know, when the library is loaded, and
+ * in a virtual machine each CPUID goes to the hypervisor. The instruction needs nothing of the kernel. */
+static bool has_instruction(void)
+{
+  enum { UNKNOWN, NO, YES };
+  static atomic_int known;
+  int answer = atomic_load_explicit(&known, memory_order_relaxed);
+
+  if (answer == UNKNOWN) {
+    unsigned a, b, c, d;
+
+    __cpuid(1, a, b, c, d);
+    answer = c & bit_SSE4_2 ? YES : NO;
+    atomic_store_explicit(&known, answer, memory_order_relaxed);
+  }
+  return answer == YES;
+}
 #endif
 
 uint32_t crc32c_portable(const void *data, size_t length)
@@ -75,7 +98,7 @@ uint32_t crc32c_portable(const void *data, size_t length)
 uint32_t crc32c(const void *data, size_t length)
 {
 #ifdef __x86_64__
-  if (__builtin_cpu_supports("sse4.2"))
+  if (has_instruction())
     return ~crc_by_cpu(~UINT32_C(0), data, length);
 #endif
   return crc32c_portable(data, length);

@@ -56,8 +56,15 @@ static int check_replaceable(const char *path)
   return ret;
 }
 
-/* Random names can meet: those of processes that were forked from one are the same, and one that was
- * killed has left its file. */
+/* GLib's numbers take longer to begin with than the rest of creating an image. */
+static uint32_t random_number(void)
+{
+  uint32_t n;
+
+  return getrandom(&n, sizeof(n), 0) == sizeof(n) ? n : g_random_int();
+}
+
+/* Random names can meet, and a process that was killed has left its file. */
 static int open_temporary(const char *path, char **temporary)
 {
   g_autofree char *dir = g_path_get_dirname(path);
@@ -65,7 +72,7 @@ static int open_temporary(const char *path, char **temporary)
 
   for (unsigned tries = 0; tries < TEMPORARY_TRIES; tries++) {
     g_free(*temporary);
-    *temporary = g_strdup_printf("%s/.pcow-%08x.tmp", dir, g_random_int());
+    *temporary = g_strdup_printf("%s/.pcow-%08x.tmp", dir, random_number());
     fd = open(*temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd >= 0 || errno != EEXIST)
       break;

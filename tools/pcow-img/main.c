@@ -10,7 +10,6 @@
 #include "report.h"
 
 #include <libpcow/libpcow.h>
-#include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,7 +93,6 @@ int main(int argc, char **argv)
   const char *name = argc > 1 ? argv[1] : NULL;
   const struct verb *verb;
 
-  setlocale(LC_CTYPE, ""); /* whether the terminal can draw a tree's lines; numbers stay plain */
   report_collect_warnings();
 
   if (!name)
