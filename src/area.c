@@ -85,6 +85,7 @@ void area_note(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint
     map_unit_set(m, &mu->edges, first, first + 1);
   if (!joins_right)
     map_unit_set(m, &mu->edges, end, end + 1);
+  m->areas += (int64_t)(!joins_left + !joins_right) - (int64_t)before;
   vmabudget_add((int64_t)(!joins_left + !joins_right) - (int64_t)before);
 }
 

@@ -90,7 +90,7 @@ static void choose_range(struct pcow_mapping *m, const struct unit *u, const str
   *end = MIN(*first + m->granule, pages);
   if (window > 1)
     *end = MIN(MAX(*first + window, *end), pages);
-  else if (m->adaptive && map_find(mu->writable, *first, *end, true) == *end && vmabudget_ample()) {
+  else if (m->adaptive && map_find(mu->writable, *first, *end, true) == *end && vmabudget_ample(m->areas)) {
     *first = page;
     *end = page + 1;
   }

@@ -227,6 +227,8 @@ static int map_locked(pcow_image *image, const struct pcow_map_options *o, pcow_
   if (writable)
     image->map = m;
   g_mutex_unlock(&image->maps_lock);
+  if (writable)
+    vmabudget_share(1);
   *mapping = m;
   return 0;
 }
@@ -257,6 +259,8 @@ static void mapping_end(struct pcow_mapping *m)
   if (image->map == m)
     image->map = NULL;
   g_mutex_unlock(&image->maps_lock);
+  if (m->writable)
+    vmabudget_share(-1);
   mapping_free(m);
 }
 

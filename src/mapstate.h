@@ -137,6 +137,7 @@ struct pcow_mapping {
   uint64_t merge_pages;         /* worker: size of regions that are merged now */
   uint64_t merge_unit;          /* worker: unit to look at next */
   uint64_t merge_units;         /* worker: when units are not enough: size of groups that are merged */
+  _Atomic int64_t areas;        /* that were added since the map was laid out; negative: merged */
   int64_t merge_pause;          /* room below which merging, which found nothing, is tried again */
 
   _Atomic uint64_t faults, write_faults, fill_faults, duplicates, copied, reserved, dram_pages, merges;

@@ -20,6 +20,7 @@ static _Atomic uint64_t counted;
 static _Atomic uint64_t limit;
 static _Atomic int64_t tally;   /* since the count */
 static _Atomic uint64_t override;
+static _Atomic int maps;        /* that first writes split */
 static _Atomic int64_t changes; /* since the count, whatever their sign */
 
 static uint64_t read_max(void)
@@ -100,9 +101,16 @@ bool vmabudget_pressed(void)
   return room < 0;
 }
 
-bool vmabudget_ample(void)
+void vmabudget_share(int more)
 {
-  return vmabudget_room() > (int64_t)(limit / 2);
+  atomic_fetch_add(&maps, more);
+}
+
+bool vmabudget_ample(int64_t used)
+{
+  int64_t kept = (int64_t)limit / 8;
+
+  return vmabudget_room() > kept && used <= ((int64_t)limit - kept) / MAX(maps, 1);
 }
 
 void vmabudget_override(uint64_t max)

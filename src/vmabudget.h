@@ -20,8 +20,12 @@ void vmabudget_count(void);
 /* True when ranges should be merged: the estimate, confirmed by a count where that is not too
  * expensive now, is beyond vmabudget_limit(). */
 bool vmabudget_pressed(void);
-/* Less than half of the budget is used. */
-bool vmabudget_ample(void);
+
+/* A map that first writes split was made (1), or ended (-1). */
+void vmabudget_share(int maps);
+/* Whether a map, in which first writes have added USED areas, may go on to spend two on a page that stands alone:
+ * until an eighth of the budget is left, which merging needs, and of the rest no more than its share. */
+bool vmabudget_ample(int64_t used);
 
 /* Areas that may still be added until then; negative: that many too many. By the tally. */
 int64_t vmabudget_room(void);

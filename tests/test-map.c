@@ -185,7 +185,6 @@ static void overlay(uint64_t unit, uint32_t base_format)
   OK(pcow_close(image));
 }
 
-/* At a caller's address, beside other memory, growing. */
 /* How much first writes take: a page for one that stands alone, its granule for the second one there, and
  * more and more for a sequence; the granule at once where areas are scarce, or a granule was asked for. */
 static void amounts(bool base)
@@ -237,13 +236,14 @@ static void amounts(bool base)
   m = test_map(image, NULL);
   p = pcow_mapping_address(m);
   TAKEN(1, 1, p[400 * PAGE] = 1);
-  vmabudget_override(8 * vmabudget_counted() / 3 + 200);        /* the limit is 3/8 of it */
+  vmabudget_override(8 * vmabudget_counted() / 3 + 16);         /* the limit is 3/8 of it */
   TAKEN(16, 1, p[200 * PAGE] = 1);
   vmabudget_override(0);
 #undef TAKEN
   OK(pcow_close(image));
 }
 
+/* At a caller's address, beside other memory, growing. */
 static void growing(void)
 {
   char *path = test_path("growing");
