@@ -84,6 +84,19 @@ static int blocks_failed(struct persist *p, int ret, const char *what, uint64_t 
                     length, offset);
 }
 
+/* Does the range have blocks, all of it? False when the file system cannot tell holes from data. Asks the file
+ * system, not what is remembered. */
+static bool has_blocks(const struct persist *p, uint64_t offset, uint64_t length)
+{
+  struct stat st;
+  off_t hole = lseek(p->fd, 0, SEEK_HOLE), end;
+
+  if (hole < 0 || fstat(p->fd, &st) < 0 || hole >= st.st_size)
+    return false;
+  end = lseek(p->fd, (off_t)offset, SEEK_HOLE);
+  return end >= 0 && (uint64_t)end >= offset + length && offset + length <= (uint64_t)st.st_size;
+}
+
 int persist_allocate(struct persist *p, uint64_t offset, uint64_t length)
 {
   int ret;
@@ -92,6 +105,9 @@ int persist_allocate(struct persist *p, uint64_t offset, uint64_t length)
     return 0;
   /* Owes no sync: a crash that loses blocks of zeros leaves holes, which read as zeros. */
   ret = change_blocks(p, FALLOC_FL_KEEP_SIZE, offset, length);
+  /* XFS wants free blocks before it looks what the range has. */
+  if ((ret == -ENOSPC || ret == -EDQUOT) && has_blocks(p, offset, length))
+    ret = 0;
   return ret ? blocks_failed(p, ret, "reserve space", offset, length) : 0;
 }
 

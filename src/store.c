@@ -2,7 +2,8 @@
  *
  * An image file open for writing. When store_open() returns, what it has read is durable, whatever
  * ended the last session; afterwards the superblock changes by one commit at a time, and not any more
- * once a commit has failed, because what the media hold then is not known.
+ * once a commit has failed, because what the media hold then is not known. A commit for which there is no space
+ * fails before it begins.
  */
 #include "store.h"
 
@@ -151,6 +152,8 @@ int store_end(struct store *s, struct superblock *next, bool commit)
 
   if (commit) {
     ret = store_check(s);
+    if (ret == 0)
+      ret = superblock_reserve(s->p); /* what fails here has changed nothing */
     if (ret == 0) {
       ret = superblock_commit(s->p, s->path, next);
       if (ret)

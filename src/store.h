@@ -30,7 +30,8 @@ void store_close(struct store *s);
 /* Begins a commit: returns a copy of the superblock to change, which marks the image dirty. Waits for
  * the commit of another thread. */
 struct superblock store_begin(struct store *s);
-/* Ends it: commits NEXT (COMMIT) or drops it. */
+/* Ends it: commits NEXT (COMMIT) or drops it. -ENOSPC, when there is no space for the superblock, changes nothing
+ * and can be repeated; any other failure ends writing. */
 int store_end(struct store *s, struct superblock *next, bool commit);
 
 /* Before the first store of a session to anything but the superblock: a commit that marks the image

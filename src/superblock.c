@@ -402,6 +402,13 @@ static int choose_first(struct persist *p, unsigned *first)
   return 0;
 }
 
+int superblock_reserve(struct persist *p)
+{
+  int ret = persist_reserve(p, SUPERBLOCK_OFFSET(0), SUPERBLOCK_BYTES);
+
+  return ret ? ret : persist_reserve(p, SUPERBLOCK_OFFSET(1), SUPERBLOCK_BYTES);
+}
+
 int superblock_commit(struct persist *p, const char *path, struct superblock *sb)
 {
   struct pcow_disk_superblock disk;
@@ -409,8 +416,8 @@ int superblock_commit(struct persist *p, const char *path, struct superblock *sb
   int ret;
 
   ret = choose_first(p, &first);
-  for (unsigned i = 0; ret == 0 && i < 2; i++)
-    ret = persist_reserve(p, SUPERBLOCK_OFFSET(i), SUPERBLOCK_BYTES);
+  if (ret == 0)
+    ret = superblock_reserve(p);
   if (ret)
     return ret;
   if (sb->sequence >= SEQUENCE_MAX)

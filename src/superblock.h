@@ -73,6 +73,9 @@ int superblock_read_at_rest(int fd, const char *path, bool writing, struct super
 /* Encodes into a page, for creation and tests. */
 void superblock_encode(const struct superblock *sb, struct pcow_disk_superblock *disk);
 
+/* Space for both copies, before anything of a commit is written: -ENOSPC leaves things as they were. */
+int superblock_reserve(struct persist *p);
+
 /* Raises sb->sequence and writes both copies in order; what SB refers to must be durable already. On
  * failure the caller must take the image as unwritable: which of the two states is on the media is
  * not known. Two fences. */

@@ -176,6 +176,9 @@ static bool no_way_around(const char *what)
 
   if (the_plan->give <= 0 || world->head.tick_to)
     return false;
+  /* What has blocks already needs none. */
+  if (call == CALL_FALLOCATE && the_plan->give == ENOSPC)
+    return false;
   if (call != CALL_FALLOCATE && call != CALL_PWRITE && call != CALL_FDATASYNC && call != CALL_FSYNC)
     return false;
   for (unsigned i = 0; i < sizeof whats / sizeof whats[0]; i++)
