@@ -64,7 +64,7 @@ static int copy_run(struct head *h, struct unit *u, uint64_t first, uint64_t end
     ret = view_cache_read(h->cache, unit_start + first * PAGE_BYTES, buffer, n);
     if (ret == 0 && (allocated || persist_fill(h->store->p, at, buffer, n))) {
       if (!allocated)
-        ret = persist_allocate(h->store->p, at, (end - first) * PAGE_BYTES);
+        ret = persist_prepare(h->store->p, at, (end - first) * PAGE_BYTES);
       allocated = true;
       if (ret == 0)
         ret = persist_copy(h->store->p, at, buffer, n);
@@ -197,7 +197,7 @@ int head_write(struct head *h, struct unit *u, uint64_t offset, const void *buff
     return ret;
 
   if (!writes_fresh(u, offset, length) || persist_fill(p, head_page_offset(h, u, first), buffer, length)) {
-    ret = persist_allocate(p, head_page_offset(h, u, first), (end - first) * PAGE_BYTES);
+    ret = persist_prepare(p, head_page_offset(h, u, first), (end - first) * PAGE_BYTES);
     if (ret == 0)
       ret = persist_copy(p, head_page_offset(h, u, 0) + offset, buffer, length);
   }

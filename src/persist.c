@@ -322,6 +322,9 @@ static int media_copy_file(struct persist *p, uint64_t offset, const char *sourc
     watch_end(p);
     if (n < 0 && errno == EINTR)
       continue;
+    if (n < 0 && (errno == ENOSPC || errno == EDQUOT))
+      return fail(ENOSPC, "%s: no space left %s (%zu bytes at offset %" PRIu64 " needed)", p->path,
+                  errno == ENOSPC ? "on the file system" : "in the disk quota", length, offset);
     if (n <= 0)
       return fail_errno(n < 0 ? errno : EIO, "%s: cannot write at byte %" PRIu64, p->path, offset);
     offset += (uint64_t)n;

@@ -121,6 +121,11 @@ void persist_flush_memory(struct persist *p, const void *address, uint64_t lengt
  * they were. */
 int persist_allocate(struct persist *p, uint64_t offset, uint64_t length);
 
+/* Space for what is copied there next, with persist_copy(). In MSYNC mode copies are system calls, which get blocks
+ * by themselves, when they are written back, or give -ENOSPC: reserved ones would be one more change of the file's
+ * extents for each copy, and would be taken one by one where some hundred copies wait for the same fence. */
+int persist_prepare(struct persist *p, uint64_t offset, uint64_t length);
+
 /* The same for metadata: whole pages around the range, remembered, so that asking again is cheap. */
 int persist_reserve(struct persist *p, uint64_t offset, uint64_t length);
 /* The same for what is not stored to at once: where there was space already, it is not asked again whether

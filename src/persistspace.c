@@ -111,6 +111,11 @@ int persist_allocate(struct persist *p, uint64_t offset, uint64_t length)
   return ret ? blocks_failed(p, ret, "reserve space", offset, length) : 0;
 }
 
+int persist_prepare(struct persist *p, uint64_t offset, uint64_t length)
+{
+  return p->mode == PERSIST_MSYNC ? 0 : persist_allocate(p, offset, length);
+}
+
 static gpointer reserved_key(uint64_t chunk) { return GSIZE_TO_POINTER((gsize)chunk); }
 
 static uint64_t reserved_get(const struct persist *p, uint64_t chunk)

@@ -102,7 +102,7 @@ static pcow_mapping *map;
 static volatile uint64_t *words; /* of it */
 
 struct cost {
-  uint64_t fences, syncs, scans, flushed, handed_over;
+  uint64_t fences, syncs, scans, flushed, handed_over, block_changes;
 };
 
 /* Counts of all that was done so far. */
@@ -114,7 +114,7 @@ static struct cost cost_now(void)
   persist_get_counts(image->store->p, &counts);
   ck_assert_int_eq(pcow_mapping_get_stats(map, &stats), 0);
   return (struct cost){ counts.fences, counts.syncs, stats.scans, stats.pages_flushed,
-                        stats.pages_handed_over };
+                        stats.pages_handed_over, counts.block_changes };
 }
 
 static void expect_flush(struct cost expected)
@@ -128,6 +128,7 @@ static void expect_flush(struct cost expected)
   ck_assert_uint_eq(now.scans - before.scans, expected.scans);
   ck_assert_uint_eq(now.flushed - before.flushed, expected.flushed);
   ck_assert_uint_eq(now.handed_over - before.handed_over, expected.handed_over);
+  ck_assert_uint_eq(now.block_changes - before.block_changes, expected.block_changes);
 }
 
 static void dirty(unsigned page) { words[page * (PAGE / 8)]++; }
@@ -169,25 +170,25 @@ static void flush_end(void)
 }
 
 /* F.4, one sync, covers what was stored to pages that the file has. The store fences before it are 1.2 and,
- * for new pages, 1.4; and the sync has one. */
+ * for new pages, 1.4; and the sync has one. Each run of new pages gets its blocks in one call. */
 START_TEST(flush_pmem)
 {
   if (!map_over_base("1"))
     return;
   expect_flush((struct cost){ .fences = 2, .syncs = 1, .scans = 1 });
   dirty(3);
-  expect_flush((struct cost){ .fences = 3, .syncs = 1, .scans = 1, .flushed = 1 });
+  expect_flush((struct cost){ .fences = 3, .syncs = 1, .scans = 1, .flushed = 1, .block_changes = 1 });
   /* Again: it becomes the file's own page, and from then on it is not looked for. */
   dirty(3);
-  expect_flush((struct cost){ .fences = 2, .syncs = 1, .scans = 2, .handed_over = 1 });
+  expect_flush((struct cost){ .fences = 2, .syncs = 1, .scans = 2, .handed_over = 1, .block_changes = 1 });
   dirty(3);
   expect_flush((struct cost){ .fences = 2, .syncs = 1, .scans = 1 });
   for (unsigned i = 0; i < 256; i++)
     dirty(10 + i);
-  expect_flush((struct cost){ .fences = 3, .syncs = 1, .scans = 1, .flushed = 256 });
+  expect_flush((struct cost){ .fences = 3, .syncs = 1, .scans = 1, .flushed = 256, .block_changes = 1 });
   for (unsigned i = 0; i < 10; i++)
     dirty(300 + 13 * i);
-  expect_flush((struct cost){ .fences = 3, .syncs = 1, .scans = 1, .flushed = 10 });
+  expect_flush((struct cost){ .fences = 3, .syncs = 1, .scans = 1, .flushed = 10, .block_changes = 10 });
   flush_end();
 }
 END_TEST
