@@ -59,6 +59,7 @@ void map_unit_free_all(struct pcow_mapping *m)
     if (!mu)
       continue;
     g_free(mu->writable);
+    g_free(mu->ahead);
     g_free(mu->dense);
     g_free(mu->fill);
     g_free(mu->resident);
@@ -97,6 +98,7 @@ void area_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, ui
   clear_bits(mu->fill, first, end);
   clear_bits(mu->dense, first, end);
   clear_bits(mu->writable, first, end);
+  clear_bits(mu->ahead, first, end);
   tracking_forget(m, mu, first, end);
 }
 
@@ -234,7 +236,19 @@ int area_fill(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t en
 
 static bool joins(const struct map_unit *mu, uint64_t page)
 {
-  return map_test(mu->writable, page) && !map_test(mu->dense, page);
+  return map_test(mu->writable, page) && !map_test(mu->dense, page) && !map_test(mu->ahead, page);
+}
+
+bool area_reads_ahead(const struct pcow_mapping *m, uint64_t length)
+{
+  return m->page_cache && length >= HUGE_BYTES;
+}
+
+void area_advise(const struct pcow_mapping *m, uint8_t *address, uint64_t length)
+{
+  madvise(address, length, MADV_DONTFORK);
+  if (m->page_cache)
+    madvise(address, length, MADV_RANDOM);
 }
 
 static int share_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first, uint64_t end)
@@ -251,7 +265,7 @@ static int share_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu
   if (mmap(address, length, PROT_READ | PROT_WRITE, flags, m->image->store->fd,
            (off_t)head_page_offset(m->image->head, u, first)) == MAP_FAILED)
     return failed(m, errno, "map", page, length);
-  madvise(address, length, MADV_DONTFORK);
+  area_advise(m, address, length);
   if (populate && !m->tmpfs)
     madvise(address, length, MADV_POPULATE_WRITE);
   area_forget(m, mu, first, end);
@@ -327,7 +341,7 @@ int area_join(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t e
     if (mmap(map_address(m, page), length, PROT_READ | PROT_WRITE, m->shared_flags | MAP_FIXED,
              m->image->store->fd, offset) == MAP_FAILED)
       return failed(m, errno, "map", page, length);
-    madvise(map_address(m, page), length, MADV_DONTFORK);
+    area_advise(m, map_address(m, page), length);
     area_forget(m, mu, first, end);
     map_unit_set(m, &mu->writable, first, end);
     area_note(m, mu, first, end, first && joins(mu, first - 1), end < m->unit_pages && joins(mu, end));

@@ -32,10 +32,15 @@ static int place_anonymous(struct pcow_mapping *m, const struct segment *s)
 
 static int place_file(struct pcow_mapping *m, const struct segment *s)
 {
+  uint64_t length = s->count * PAGE_BYTES;
   int fd, ret;
 
-  if (m->writable && s->kind != SEGMENT_PRIVATE)
-    return place(m, s, PROT_READ | PROT_WRITE, m->shared_flags, m->image->store->fd);
+  if (m->writable && s->kind != SEGMENT_PRIVATE) {
+    ret = place(m, s, PROT_READ | PROT_WRITE, m->shared_flags, m->image->store->fd);
+    if (ret == 0 && m->page_cache && !area_reads_ahead(m, length))
+      madvise(map_address(m, s->page), length, MADV_RANDOM);
+    return ret;
+  }
   fd = layer_fd_get(s->layer);
   if (fd < 0)
     return fd;
@@ -188,6 +193,8 @@ static void note(struct pcow_mapping *m, const struct segment *s)
     mu = map_unit_get(m, unit);
     if (s->kind == SEGMENT_SHARED && m->writable) {
       map_unit_set(m, &mu->writable, at - zero, to - zero);
+      if (area_reads_ahead(m, s->count * PAGE_BYTES))
+        map_unit_set(m, &mu->ahead, at - zero, to - zero);
       tracking_forget(m, mu, at - zero, to - zero);
     } else if (s->kind == SEGMENT_FILL && m->uffd >= 0) {
       map_unit_set(m, &mu->fill, at - zero, to - zero);

@@ -50,6 +50,7 @@ struct map_unit {
   uint64_t *dirty;              /* of async */
   int64_t debt;                 /* nanoseconds that scans of async pages have cost in vain; under track_lock */
   uint64_t kept;                /* copies by the kernel that were flushed; when last counted */
+  uint64_t *ahead;              /* of the writable ones, those whose VMA reads ahead: area_reads_ahead() */
   uint64_t *edges;              /* a VMA begins at the page; one bit more than pages: ends with the unit */
 };
 
@@ -82,6 +83,7 @@ struct pcow_mapping {
   bool own_address;             /* the range was reserved by the library */
   int shared_flags;             /* of mmap(2) for the head's file */
   bool populate;                /* page tables are worth filling at once */
+  bool page_cache;              /* the image's file has one (no DAX, no tmpfs): area_advise() */
   bool huge_zero;
   bool adaptive;                /* the granule grows with sequential writes */
   int uffd;                     /* -1: none (read-only) */
@@ -181,6 +183,14 @@ void area_note(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint
                bool joins_right);
 /* They lost all their states. */
 void area_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end);
+
+/* What is mapped shared from the slot is not inherited, and in a page cache not read ahead: that makes folios larger
+ * than a page, and the first store to one wants blocks for all of it, for pages that are not present and for free
+ * slots, too; on a full file system it is a SIGBUS. */
+void area_advise(const struct pcow_mapping *m, uint8_t *address, uint64_t length);
+/* But runs that are long when the map is made are: those are read in order, and only their ends have such
+ * neighbours. */
+bool area_reads_ahead(const struct pcow_mapping *m, uint64_t length);
 
 /* Present, durable and backed pages are mapped from the slot. -ENOMEM: too many VMAs. Any thread. */
 int area_share(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
