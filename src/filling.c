@@ -86,8 +86,8 @@ static void keep_limit(struct pcow_mapping *m, uint64_t locked)
 }
 
 /* Pages around PAGE that lie in fill regions and are absent. */
-static void choose(struct pcow_mapping *m, const struct map_unit *mu, uint64_t unit, uint64_t page,
-                   uint64_t *first, uint64_t *end)
+static void choose(struct pcow_mapping *m, const struct unit *u, const struct map_unit *mu, uint64_t unit,
+                   uint64_t page, uint64_t *first, uint64_t *end)
 {
   uint64_t zero = map_unit_first(m, unit);
   uint64_t limit = MIN(m->unit_pages, map_pages(m) - zero);
@@ -99,6 +99,8 @@ static void choose(struct pcow_mapping *m, const struct map_unit *mu, uint64_t u
     if (!map_test(mu->fill, at - 1) || map_test(mu->resident, at - 1))
       *first = at;
   *end = MIN(map_find(mu->fill, page, *end, false), map_find(mu->resident, page, *end, true));
+  if (u)
+    head_trim_flights(u, page, first, end);
   window_used(m, zero + page, zero + *end);
 }
 
@@ -109,7 +111,7 @@ int filling_read(struct pcow_mapping *m, struct unit *u, uint64_t unit, uint64_t
   uint64_t zero = map_unit_first(m, unit), first, end, at;
   int ret;
 
-  choose(m, mu, unit, page, &first, &end);
+  choose(m, u, mu, unit, page, &first, &end);
   ret = filling_bytes(m, u, unit, first, end - first, buffer);
   for (at = first; ret == 0 && at < end;) {
     uint64_t done;

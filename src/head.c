@@ -37,6 +37,8 @@ int head_new(struct store *store, struct slots *slots, struct layer *lower, stru
   g_mutex_init(&h->session_lock);
   for (unsigned i = 0; i < HEAD_STRIPES; i++)
     g_mutex_init(&h->stripes[i]);
+  for (unsigned i = 0; i < HEAD_STRIPES; i++)
+    g_cond_init(&h->landed[i]);
   h->units = g_hash_table_new_full(g_direct_hash, g_direct_equal, NULL, unit_free);
   h->unsettled = g_tree_new(compare_keys);
   *head = h;
@@ -52,6 +54,8 @@ void head_free(struct head *h)
   view_cache_free(h->cache);
   for (unsigned i = 0; i < HEAD_STRIPES; i++)
     g_mutex_clear(&h->stripes[i]);
+  for (unsigned i = 0; i < HEAD_STRIPES; i++)
+    g_cond_clear(&h->landed[i]);
   g_mutex_clear(&h->session_lock);
   g_mutex_clear(&h->settle_lock);
   g_mutex_clear(&h->table_lock);
@@ -186,7 +190,7 @@ static GMutex *stripe(struct head *h, uint64_t unit)
   return &h->stripes[unit % HEAD_STRIPES];
 }
 
-struct unit *head_lock_unit(struct head *h, uint64_t unit, int *error)
+struct unit *head_lock_beside(struct head *h, uint64_t unit, int *error)
 {
   struct unit *u;
 
@@ -197,7 +201,21 @@ struct unit *head_lock_unit(struct head *h, uint64_t unit, int *error)
   return u;
 }
 
-struct unit *head_trylock_unit(struct head *h, uint64_t unit, int *error)
+struct unit *head_lock_unit(struct head *h, uint64_t unit, int *error)
+{
+  struct unit *u = head_lock_beside(h, unit, error);
+
+  /* A unit with pages in flight has a slot, and stays in memory. */
+  if (u && u->flights) {
+    u->waiting++;
+    while (u->flights)
+      g_cond_wait(&h->landed[unit % HEAD_STRIPES], stripe(h, unit));
+    u->waiting--;
+  }
+  return u;
+}
+
+struct unit *head_trylock_beside(struct head *h, uint64_t unit, int *error)
 {
   struct unit *u;
 
@@ -209,6 +227,60 @@ struct unit *head_trylock_unit(struct head *h, uint64_t unit, int *error)
   if (!u)
     g_mutex_unlock(stripe(h, unit));
   return u;
+}
+
+struct unit *head_trylock_unit(struct head *h, uint64_t unit, int *error)
+{
+  struct unit *u = head_trylock_beside(h, unit, error);
+
+  if (u && u->flights) {
+    g_mutex_unlock(stripe(h, unit));
+    *error = -EAGAIN;
+    return NULL;
+  }
+  return u;
+}
+
+bool head_in_flight(const struct unit *u, uint64_t page)
+{
+  for (const struct flight *f = u->flights; f; f = f->next)
+    if (page >= f->first && page < f->end)
+      return true;
+  return false;
+}
+
+void head_trim_flights(const struct unit *u, uint64_t page, uint64_t *first, uint64_t *end)
+{
+  for (const struct flight *f = u->flights; f; f = f->next) {
+    if (f->end <= page)
+      *first = MAX(*first, f->end);
+    else
+      *end = MIN(*end, f->first);
+  }
+}
+
+void head_take_off(struct head *h, struct unit *u, struct flight *f, uint64_t first, uint64_t end)
+{
+  *f = (struct flight){ 0, 0, NULL };
+  if (u->waiting)
+    return;
+  *f = (struct flight){ first, end, u->flights };
+  u->flights = f;
+  g_mutex_unlock(stripe(h, u->number));
+}
+
+void head_land(struct head *h, struct unit *u, struct flight *f)
+{
+  struct flight **at = &u->flights;
+
+  if (f->first >= f->end)
+    return;
+  g_mutex_lock(stripe(h, u->number));
+  while (*at != f)
+    at = &(*at)->next;
+  *at = f->next;
+  if (!u->flights && u->waiting)
+    g_cond_broadcast(&h->landed[u->number % HEAD_STRIPES]);
 }
 
 void head_unlock_unit(struct head *h, struct unit *u)

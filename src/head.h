@@ -10,6 +10,10 @@
  *
  * Everything on one unit happens between head_lock_unit() and head_unlock_unit(); pages are numbered
  * within the unit there, ranges are [first, end).
+ *
+ * A first write may let the lock go while it copies pages from beneath (HEAD_UNLOCKED). These are *in flight*:
+ * head_lock_unit() waits until none is, so whoever has the unit that way has all of it, as if copies held the
+ * lock. Who has it from head_lock_beside() has the pages that are not in flight.
  */
 #ifndef PCOW_HEAD_H
 #define PCOW_HEAD_H
@@ -18,6 +22,12 @@
 #include "slots.h"
 #include "store.h"
 #include "view.h"
+
+/* Pages that are copied while the unit is not locked. */
+struct flight {
+  uint64_t first, end;
+  struct flight *next;
+};
 
 struct unit {
   uint64_t number;
@@ -28,6 +38,8 @@ struct unit {
   uint64_t *unsettled;          /* bits set in memory but not on the media; NULL: never any */
   uint64_t unsettled_first;     /* all of them lie in [unsettled_first, unsettled_end) */
   uint64_t unsettled_end;
+  struct flight *flights;       /* apart from each other */
+  unsigned waiting;             /* threads that wait until there are none: no copy lets the lock go then */
 };
 
 struct head;
@@ -57,9 +69,17 @@ uint64_t head_unit_pages(const struct head *h, uint64_t unit);
 
 /* NULL with *ERROR when the unit's metadata cannot be read. */
 struct unit *head_lock_unit(struct head *h, uint64_t unit, int *error);
-/* The same without waiting: NULL with *ERROR -EAGAIN when another thread has it. */
+/* The same without waiting: NULL with *ERROR -EAGAIN when another thread has it, or pages are in flight. */
 struct unit *head_trylock_unit(struct head *h, uint64_t unit, int *error);
+/* The same beside copies: pages in flight are not to be touched, nor taken for present or absent. */
+struct unit *head_lock_beside(struct head *h, uint64_t unit, int *error);
+struct unit *head_trylock_beside(struct head *h, uint64_t unit, int *error);
 void head_unlock_unit(struct head *h, struct unit *u);
+
+/* Whether PAGE is in flight. */
+bool head_in_flight(const struct unit *u, uint64_t page);
+/* Cuts pages [*first, *end) down to those around PAGE, which is not in flight, that are not. */
+void head_trim_flights(const struct unit *u, uint64_t page, uint64_t *first, uint64_t *end);
 
 /* What lies beneath the head, by pages of the whole view, resolved piece by piece; use with g_auto(). */
 view_cursor head_lower(struct head *h);
@@ -75,9 +95,10 @@ struct head_counts {
 #define HEAD_RESERVE 1u         /* reserve space also for pages with nothing beneath; else they become
                                    present as holes */
 #define HEAD_SKIP_ZERO 2u       /* leave pages with nothing beneath alone */
+#define HEAD_UNLOCKED 4u        /* the unit's lock may be let go meanwhile; the pages are in flight then */
 
 /* Makes pages present with the content that they show now. Pending. On failure (-ENOSPC) nothing has
- * become present. COUNTS may be NULL; is added to. */
+ * become present. COUNTS may be NULL; is added to. -EAGAIN, without a message: not beside copies. */
 int head_publish(struct head *h, struct unit *u, uint64_t first, uint64_t end, unsigned flags,
                  struct head_counts *counts);
 

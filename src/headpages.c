@@ -118,8 +118,9 @@ int head_publish(struct head *h, struct unit *u, uint64_t first, uint64_t end, u
                  struct head_counts *counts)
 {
   struct head_counts sum = { 0, 0 };
-  g_autofree uint64_t *taken = NULL;
+  g_autofree uint64_t *taken = NULL, *absent = NULL;
   g_auto(view_cursor) lower = head_lower(h);
+  struct flight flight;
   int ret;
 
   if (u->present && bits_find(u->present, first, end, false) == end)
@@ -128,9 +129,13 @@ int head_publish(struct head *h, struct unit *u, uint64_t first, uint64_t end, u
   if (!view_cursor_at(&lower, u->number * h->store->geo.unit_pages + first, &ret))
     return ret;
   taken = g_try_malloc0(bits_words(end - first) * 8);
-  if (!taken)
+  absent = g_try_malloc0(bits_words(end - first) * 8);
+  if (!taken || !absent)
     return fail(ENOMEM, "%s: no memory for a presence bitmap", h->store->path);
   ret = head_ensure_slot(h, u);
+  /* Pages in flight look like what a crash has left. */
+  if (ret == 0 && !u->clean && u->flights)
+    return -EAGAIN;
   if (ret == 0)
     ret = scrub(h, u);
   if (ret == 0)
@@ -138,17 +143,29 @@ int head_publish(struct head *h, struct unit *u, uint64_t first, uint64_t end, u
   if (ret)
     return ret;
 
-  for (uint64_t at = first; ret == 0 && (at = bits_find(u->present, at, end, false)) < end;) {
+  /* Of a unit that is not locked only what does not change is looked at: its number and its slot. */
+  for (uint64_t at = first; (at = bits_find(u->present, at, end, false)) < end;) {
     uint64_t to = bits_find(u->present, at, end, true);
 
-    ret = fetch(h, u, &lower, at, to, flags, taken, first, &sum);
+    bits_set(absent, at - first, to - first);
     at = to;
   }
+  if (flags & HEAD_UNLOCKED)
+    head_take_off(h, u, &flight, first, end);
+  for (uint64_t at = 0; ret == 0 && (at = bits_find(absent, at, end - first, true)) < end - first;) {
+    uint64_t to = bits_find(absent, at, end - first, false);
+
+    ret = fetch(h, u, &lower, first + at, first + to, flags, taken, first, &sum);
+    at = to;
+  }
+  if (ret == 0)
+    ORDERED_VOID("publish 1.2", persist_drain(h->store->p));
+  if (flags & HEAD_UNLOCKED)
+    head_land(h, u, &flight);
   if (ret) {
     undo_pages(h, u, first, end);
     return ret;
   }
-  ORDERED_VOID("publish 1.2", persist_drain(h->store->p));
   for (uint64_t at = 0; ret == 0 && (at = bits_find(taken, at, end - first, true)) < end - first;) {
     uint64_t to = bits_find(taken, at, end - first, false);
 

@@ -77,7 +77,8 @@ static struct pcow_mapping *mapping_new(pcow_image *image, bool writable, const 
   g_mutex_init(&m->lock);
   g_mutex_init(&m->track_lock);
   g_mutex_init(&m->pipe_lock);
-  g_cond_init(&m->work);
+  g_cond_init(&m->waiting.more);
+  g_cond_init(&m->copying.more);
   return m;
 }
 
@@ -110,7 +111,8 @@ static void mapping_free(struct pcow_mapping *m)
   tracking_stop(m);
   map_unit_free_all(m);
   g_free(m->units);
-  g_queue_clear_full(&m->queue, g_free);
+  g_queue_clear_full(&m->waiting.faults, g_free);
+  g_queue_clear_full(&m->copying.faults, g_free);
   g_queue_clear(&m->fills);
   g_array_unref(m->lazies);
   g_array_unref(m->held);
@@ -119,7 +121,8 @@ static void mapping_free(struct pcow_mapping *m)
   g_mutex_clear(&m->lock);
   g_mutex_clear(&m->track_lock);
   g_mutex_clear(&m->pipe_lock);
-  g_cond_clear(&m->work);
+  g_cond_clear(&m->waiting.more);
+  g_cond_clear(&m->copying.more);
   g_free(m);
   vmabudget_count();
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * A mapping: what each page of the range is mapped from, and who may change that. Private to map.c,
- * mapplan.c, maplay.c, area.c, fault.c, window.c, filling.c, merge.c, maplive.c, tracking.c, flush.c and handover.c.
+ * mapplan.c, maplay.c, area.c, fault.c, faultthreads.c, window.c, filling.c, merge.c, maplive.c, tracking.c, flush.c
+ * and handover.c.
  *
  * A page is in one of these states; only the last three can be stored to without an event:
  *
@@ -37,6 +38,7 @@
 #define HUGE_BYTES (UINT64_C(2) << 20)
 #define FILL_BUFFER (UINT64_C(1) << 20)
 #define STREAMS 8u
+#define COPIERS_MOST 4u
 #define GROUP_BYTES_MOST (UINT64_C(128) << 20)  /* neighbouring units whose slots lie side by side */
 
 /* On demand; bits of the unit's pages, NULL: none set. */
@@ -70,6 +72,11 @@ struct stream {
 struct fault {
   uint64_t page;                /* of the mapping */
   bool write;
+};
+
+struct fault_queue {
+  GQueue faults;                /* struct fault */
+  GCond more;
 };
 
 struct pcow_mapping {
@@ -108,12 +115,14 @@ struct pcow_mapping {
   bool threads;
   atomic_bool stopping;
   pthread_t handler, worker;
+  pthread_t copier[COPIERS_MOST];
+  unsigned copiers;
   uint8_t *buffers;             /* FILL_BUFFER bytes for each of the two */
   uint8_t *stop_page;           /* an access to it ends the handler */
 
   GMutex lock;                  /* all below */
-  GCond work;
-  GQueue queue;                 /* struct fault for the worker */
+  struct fault_queue waiting;   /* for the worker */
+  struct fault_queue copying;   /* for copiers */
   GArray *held;                 /* uint64_t pages whose writers wait for space */
   bool told;                    /* the callback was called for them */
   GArray *lost;                 /* uint64_t pages that give SIGBUS */
@@ -249,7 +258,19 @@ struct laying {
 int lay_segment(struct laying *l, const struct segment *s);
 int lay_end(struct laying *l);
 
-/* ---- fault.c ---- */
+/* ---- fault.c: serving events ---- */
+
+enum served {
+  SERVED,                       /* whoever waited goes on, or is held */
+  SERVE_WAITING,                /* not without waiting */
+  SERVE_COPYING                 /* a large copy is to be made */
+};
+
+/* PATIENT: waits for locks, and serves in any case; not on the handler thread. BUFFER: FILL_BUFFER bytes for what is
+ * filled when it is read. */
+enum served fault_serve(struct pcow_mapping *m, const struct fault *f, uint8_t *buffer, bool patient);
+
+/* ---- faultthreads.c ---- */
 
 int fault_start(struct pcow_mapping *m);
 void fault_stop(struct pcow_mapping *m);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Nobody faults twice: eight threads store at random into the same pages of a fresh overlay, each into
- * its own words; every value is found afterwards, in the map, through pcow_pread() and after a reopen,
+ * Nobody faults twice: eight threads store, in sequence and then at random, into the same pages of a fresh overlay,
+ * each into its own words; every value is found afterwards, in the map, through pcow_pread() and after a reopen,
  * beside the base's bytes in the words that nobody wrote, and no page was copied twice.
  *
  *     test-map-threads [--stores N] [--threads N] [--pages N] [--rounds N] [--seed N] [--dir DIR]
@@ -22,7 +22,7 @@
 struct thread {
   pthread_t id;
   unsigned me, count;
-  uint64_t pages, stores;
+  uint64_t pages, stores, from;
   struct rng rng;
   volatile uint64_t *range;
   uint64_t *last; /* [page * words per thread + n]: what this thread stored last, 0: nothing */
@@ -43,6 +43,10 @@ static void *run(void *argument)
   for (uint64_t i = 0; i < t->stores; i++) {
     uint64_t page = rng_below(&t->rng, t->pages), n = rng_below(&t->rng, own);
     uint64_t value = rng_next(&t->rng) | 1;
+
+    /* At first one page after the other, so that first writes take many pages, beside and into each other. */
+    if (i < t->pages / 4)
+      page = (t->from + i) % t->pages;
 
     range_store(&t->range[page * WORDS + n * t->count + t->me], value);
     t->last[page * own + n] = value;
@@ -136,6 +140,7 @@ int main(int argc, char **argv)
       threads[i] = (struct thread){ .me = i, .count = count, .pages = pages, .stores = stores / rounds / count,
                                     .rng = { rng_next(&rng) }, .start = &start };
       threads[i].range = pcow_mapping_address(map);
+      threads[i].from = rng_below(&rng, pages);
       threads[i].last = test_alloc(pages * (WORDS / count) * 8);
       CHECK(!pthread_create(&threads[i].id, NULL, run, &threads[i]), "no thread");
     }
