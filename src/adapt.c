@@ -30,9 +30,9 @@ int64_t adapt_clock(void)
   return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
-void adapt_scanned(struct pcow_mapping *m, struct map_unit *mu, int64_t nsec, uint64_t found)
+void adapt_scanned(struct pcow_mapping *m, struct map_unit *mu, int64_t since, int64_t now, uint64_t found)
 {
-  int64_t now = adapt_clock();
+  int64_t nsec = now - since;
 
   if (mu->debt != ADAPT_NEVER)
     mu->debt = MAX(0, mu->debt + nsec - (int64_t)MIN(found, m->unit_pages) * FAULT_NSEC);
@@ -48,22 +48,39 @@ bool adapt_is_costly(const struct pcow_mapping *m, const struct map_unit *mu)
   return mu->debt > DEBT_NSEC && m->scan_nsec * SCAN_SHARE > adapt_clock() - m->scan_since;
 }
 
-/* Pages that are private copies of what the head has, too. */
-static uint64_t count_kept(const struct pcow_mapping *m, const struct unit *u, const struct map_unit *mu)
+void adapt_keep(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end)
 {
-  uint64_t kept = 0;
+  uint64_t before = mu->kept_pages;
 
-  for (uint64_t w = 0; mu->async && u->present && w < bits_words(m->unit_pages); w++)
-    kept += (uint64_t)__builtin_popcountll(mu->async[w] & u->present[w]);
-  return kept;
+  if (!mu->async || first >= end)
+    return;
+  if (!mu->kept)
+    mu->kept = g_malloc0(bits_words(m->unit_pages) * 8);
+  for (uint64_t w = first / 64; w <= (end - 1) / 64; w++) {
+    uint64_t bits = mu->async[w] & ~mu->kept[w] & bits_word_mask(w, first, end);
+
+    mu->kept[w] |= bits;
+    mu->kept_pages += bits ? (uint64_t)__builtin_popcountll(bits) : 0;
+  }
+  m->kept += mu->kept_pages - before;
 }
 
-static void note_kept(struct pcow_mapping *m, const struct unit *u, struct map_unit *mu)
+void adapt_unkeep(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end)
 {
-  uint64_t kept = count_kept(m, u, mu);
+  uint64_t n = mu->kept_pages ? bits_count(mu->kept, first, end) : 0;
 
-  m->kept += kept - mu->kept;
-  mu->kept = kept;
+  if (!n)
+    return;
+  bits_clear(mu->kept, first, end);
+  mu->kept_pages -= n;
+  m->kept -= n;
+}
+
+void adapt_forget_kept(struct pcow_mapping *m)
+{
+  for (uint64_t i = 0; m->kept && i < m->unit_count; i++)
+    if (m->units[i])
+      adapt_unkeep(m, m->units[i], 0, m->unit_pages);
 }
 
 /* The copies of pages [first, end) go to the head's slot, run by run. */
@@ -72,14 +89,11 @@ static int hand_over_kept(struct pcow_mapping *m, struct unit *u, const struct m
 {
   int ret = 0;
 
-  while (ret == 0 && (first = bits_find(u->present, first, end, true)) < end && !vmabudget_pressed()) {
-    uint64_t run = bits_find(u->present, first, end, false);
-    uint64_t at = map_find(mu->async, first, run, true);
-    uint64_t to = map_find(mu->async, at, run, false);
+  while (ret == 0 && (first = bits_find(mu->kept, first, end, true)) < end && !vmabudget_pressed()) {
+    uint64_t to = bits_find(mu->kept, first, end, false);
 
-    if (at < to)
-      ret = handover_hold(m, u, at, to);
-    first = MAX(to, first + 1);
+    ret = handover_hold(m, u, first, to);
+    first = to;
   }
   return ret;
 }
@@ -89,14 +103,12 @@ int adapt_flushed(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64
   struct map_unit *mu = map_unit_get(m, u->number);
   int ret = 0;
 
-  note_kept(m, u, mu);
-  if (m->kept + m->dram_pages <= m->dram_limit || m->all_async || !mu->kept)
+  if (m->kept + m->dram_pages <= m->dram_limit || m->all_async || !mu->kept_pages)
     return 0;
   if (!vmabudget_pressed())
     ret = hand_over_kept(m, u, mu, first, end);
   else if (first == 0 && end >= head_unit_pages(m->image->head, u->number))
     ret = merge_unit(m, u);     /* too many pieces: the unit becomes one */
-  note_kept(m, u, mu);
   /* It is a matter of memory only: what there is no space for stays as it is. */
   return ret == -ENOSPC || ret == -ENOMEM ? 0 : ret;
 }
@@ -110,13 +122,11 @@ int adapt_units(struct pcow_mapping *m, uint64_t first, uint64_t end)
   if (!m->lower_tmpfs || m->all_async)
     return 0;
   for (; ret == 0 && (unit = tracking_next_costly(m, unit, unit_end)) < unit_end; unit++) {
-    struct map_unit *mu = map_unit_get(m, unit);
     struct unit *u = vmabudget_pressed() ? NULL : head_lock_unit(m->image->head, unit, &ret);
 
     if (!u)
       break;
     handover_protect(m, u);
-    note_kept(m, u, mu);
     head_unlock_unit(m->image->head, u);
   }
   return ret;

@@ -65,6 +65,7 @@ void map_unit_free_all(struct pcow_mapping *m)
     g_free(mu->resident);
     g_free(mu->async);
     g_free(mu->dirty);
+    g_free(mu->kept);
     g_free(mu->edges);
     g_free(mu);
   }

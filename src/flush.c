@@ -23,15 +23,17 @@
 #endif
 
 /* Pages of the locked unit are copied to the slot. */
-static int copy_run(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
+static int copy_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first, uint64_t end)
 {
   uint64_t page = map_unit_first(m, u->number) + first;
   int ret = head_write(m->image->head, u, first * PAGE_BYTES, map_address(m, page), (end - first) * PAGE_BYTES);
 
-  if (ret)
+  if (ret) {
     tracking_mark(m, page, page + (end - first));
-  else
+  } else {
+    adapt_keep(m, mu, first, end);
     m->flushed += end - first;
+  }
   return ret;
 }
 
@@ -57,7 +59,7 @@ static int hand_over(struct pcow_mapping *m, struct unit *u, const struct map_un
 }
 
 /* Pages of the locked unit were dirty; FROM and TO are what is to be flushed. */
-static int flush_run(struct pcow_mapping *m, struct unit *u, const struct map_unit *mu, uint64_t first,
+static int flush_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first,
                      uint64_t end, uint64_t from, uint64_t to)
 {
   uint64_t zero = map_unit_first(m, u->number);
@@ -68,7 +70,7 @@ static int flush_run(struct pcow_mapping *m, struct unit *u, const struct map_un
 
     if (next > first || m->all_async || vmabudget_pressed()) {
       next = MAX(next, first + 1);
-      ret = copy_run(m, u, first, next);
+      ret = copy_run(m, u, mu, first, next);
       first = next;
     } else {
       ret = hand_over(m, u, mu, first, from, to);
@@ -84,25 +86,26 @@ int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
 {
   struct map_unit *mu = map_unit_get(m, u->number);
   uint64_t zero = map_unit_first(m, u->number);
-  g_autofree uint64_t *bits = g_try_malloc0(bits_words(end - first) * 8);
+  uint64_t from = first, stop = end;
+  g_autofree uint64_t *bits = tracking_claim(m, mu, &from, &stop);
   int ret = 0;
 
-  if (!bits)
-    return fail(ENOMEM, "%s: no memory to flush %" PRIu64 " pages", m->image->path, end - first);
-  if (!tracking_claim(m, mu, first, end, bits)) {
+  if (from < stop && !bits)
+    return fail(ENOMEM, "%s: no memory to flush %" PRIu64 " pages", m->image->path, stop - from);
+  if (!bits) {
     tracking_done(m, mu);
     return 0;
   }
   /* Ordering: F.2 until they are in the head the unit is among the dirty ones: who flushes them waits. */
   if (!ORDERED("F.2", true))
     tracking_done(m, mu);
-  for (uint64_t at = 0; (at = bits_find(bits, at, end - first, true)) < end - first;) {
-    uint64_t to = bits_find(bits, at, end - first, false);
+  for (uint64_t at = 0; (at = bits_find(bits, at, stop - from, true)) < stop - from;) {
+    uint64_t to = bits_find(bits, at, stop - from, false);
 
     if (ret == 0)
-      ret = flush_run(m, u, mu, first + at, first + to, first, end);
+      ret = flush_run(m, u, mu, from + at, from + to, first, end);
     else
-      tracking_mark(m, zero + first + at, zero + first + to);
+      tracking_mark(m, zero + from + at, zero + from + to);
     at = to;
   }
   tracking_done(m, mu);

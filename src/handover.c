@@ -50,6 +50,18 @@ static int write_pages(struct pcow_mapping *m, struct unit *u, uint64_t first, u
   return ret;
 }
 
+/* Async pages that the slot has got are copies of it. */
+static void keep_written(struct pcow_mapping *m, const struct unit *u, struct map_unit *mu, uint64_t first,
+                         uint64_t end)
+{
+  while (u->present && (first = bits_find(u->present, first, end, true)) < end) {
+    uint64_t to = bits_find(u->present, first, end, false);
+
+    adapt_keep(m, mu, first, to);
+    first = to;
+  }
+}
+
 /* Pages whose bits are set are mapped from the slot. Where there are too many VMAs for that they stay protected. */
 static int share_pages(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end, const uint64_t *bits)
 {
@@ -114,6 +126,7 @@ static int hold_in_place(struct pcow_mapping *m, struct unit *u, struct map_unit
   if (ret) {
     g_autofree char *message = g_strdup(error_message());
 
+    keep_written(m, u, mu, first, end);
     if (give_back(m, mu, first, end) == 0)
       fail(-ret, "%s", message);
     return ret;
@@ -258,6 +271,7 @@ static int hold_by_pipe(struct pcow_mapping *m, struct unit *u, struct map_unit 
     g_autofree char *message = g_strdup(error_message());
 
     put_back(m, mu, first, end, buffer);
+    keep_written(m, u, mu, first, end);
     return fail(-ret, "%s", message);
   }
   ret = share_pages(m, u, first, end, keep);

@@ -313,8 +313,8 @@ int mapping_snapshot_release(struct pcow_image *image, bool committed)
 {
   /* Nothing is writable any more. A first write finds its page frozen and copies it, or, when the
    * commit failed, finds it present and only maps it again. */
-  (void)image;
-  (void)committed;
+  if (committed && image->map)
+    adapt_forget_kept(image->map);
   return 0;
 }
 

@@ -49,9 +49,12 @@ struct map_unit {
   uint64_t *fill;
   uint64_t *resident;           /* of fill: there is a clean copy */
   uint64_t *async;
-  uint64_t *dirty;              /* of async */
+  uint64_t *dirty;              /* of async; the four under track_lock */
+  uint64_t dirty_pages;
+  uint64_t dirty_first, dirty_end;      /* all of them lie in between */
   int64_t debt;                 /* nanoseconds that scans of async pages have cost in vain; under track_lock */
-  uint64_t kept;                /* copies by the kernel that were flushed; when last counted */
+  uint64_t *kept;               /* of async: private copies of what the head's slot has, too */
+  uint64_t kept_pages;
   uint64_t *ahead;              /* of the writable ones, those whose VMA reads ahead: area_reads_ahead() */
   uint64_t *edges;              /* a VMA begins at the page; one bit more than pages: ends with the unit */
 };
@@ -323,9 +326,10 @@ void tracking_mark(struct pcow_mapping *m, uint64_t first, uint64_t end);
 void tracking_busy(struct pcow_mapping *m, uint64_t unit);
 /* The first unit from UNIT to END of which pages are dirty, or are being copied; or END. */
 uint64_t tracking_next_dirty(struct pcow_mapping *m, uint64_t unit, uint64_t end);
-/* Sets in BITS (of pages relative to FIRST), and clears, what is dirty of pages of a locked unit. False:
- * nothing was. The unit stays among the dirty ones until tracking_done(). */
-bool tracking_claim(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end, uint64_t *bits);
+/* What is dirty of pages [*FIRST, *END) of a locked unit is not any more: returns its bits, of pages relative to *FIRST,
+ * to be freed, and narrows the range to them. NULL: nothing is, *FIRST == *END, or there is no memory. The unit stays
+ * among the dirty ones until tracking_done(). */
+uint64_t *tracking_claim(struct pcow_mapping *m, struct map_unit *mu, uint64_t *first, uint64_t *end);
 void tracking_done(struct pcow_mapping *m, struct map_unit *mu);
 /* Sets in BITS (of pages relative to FIRST) the pages that the kernel copied. */
 int tracking_copied(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end, uint64_t *bits);
@@ -338,9 +342,14 @@ uint64_t tracking_next_costly(struct pcow_mapping *m, uint64_t unit, uint64_t en
 #define ADAPT_NEVER INT64_MIN   /* debt of a unit that cannot be protected */
 
 int64_t adapt_clock(void);      /* nanoseconds */
-/* A scan of a unit took so long and found so many pages. track_lock is held, in the next as well. */
-void adapt_scanned(struct pcow_mapping *m, struct map_unit *mu, int64_t nsec, uint64_t found);
+/* A scan of a unit lasted from then to now and found so many pages. track_lock is held, in the next as well. */
+void adapt_scanned(struct pcow_mapping *m, struct map_unit *mu, int64_t since, int64_t now, uint64_t found);
 bool adapt_is_costly(const struct pcow_mapping *m, const struct map_unit *mu);
+/* Async ones of pages [first, end) of the locked unit are in the slot as well; they are not async any more. */
+void adapt_keep(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end);
+void adapt_unkeep(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end);
+/* Nothing is in a slot of the head any more, which is a new one. */
+void adapt_forget_kept(struct pcow_mapping *m);
 /* Pages [first, end) of the locked unit were flushed: hands over what has become too much. */
 int adapt_flushed(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
 /* Units of [first, end) of the mapping that are costly are protected. No unit is locked. */

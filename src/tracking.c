@@ -20,7 +20,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define FOUND_MOST 1024u
+#define FOUND_MOST 85u          /* what the kernel allocates for them takes 2 KiB */
 
 static gint compare_keys(gconstpointer a, gconstpointer b)
 {
@@ -111,14 +111,24 @@ void tracking_note(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64
   g_mutex_unlock(&m->track_lock);
 }
 
+/* track_lock is held. */
+static void clean(struct map_unit *mu, uint64_t first, uint64_t end)
+{
+  mu->dirty_pages -= bits_count(mu->dirty, first, end);
+  bits_clear(mu->dirty, first, end);
+  if (!mu->dirty_pages)
+    mu->dirty_first = mu->dirty_end = 0;
+}
+
 void tracking_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end)
 {
   if (!mu->async)
     return;
   g_mutex_lock(&m->track_lock);
   bits_clear(mu->async, first, end);
-  if (mu->dirty)
-    bits_clear(mu->dirty, first, end);
+  if (mu->dirty_pages)
+    clean(mu, first, end);
+  adapt_unkeep(m, mu, first, end);
   if (bits_find(mu->async, 0, m->unit_pages, true) == m->unit_pages)
     g_tree_remove(m->async_units, GSIZE_TO_POINTER(mu->number + 1));
   g_mutex_unlock(&m->track_lock);
@@ -155,7 +165,7 @@ static void mark(struct pcow_mapping *m, uint64_t first, uint64_t end)
   for (uint64_t to; first < end; first = to) {
     uint64_t unit = first >> m->unit_shift, zero = map_unit_first(m, unit);
     struct map_unit *mu = g_atomic_pointer_get(&m->units[unit]);
-    bool some = false;
+    uint64_t before = mu ? mu->dirty_pages : 0;
 
     to = MIN(end, zero + m->unit_pages);
     if (!mu && m->all_async)
@@ -165,13 +175,16 @@ static void mark(struct pcow_mapping *m, uint64_t first, uint64_t end)
     if (!mu->dirty)
       mu->dirty = g_malloc0(bits_words(m->unit_pages) * 8);
     for (uint64_t w = (first - zero) / 64; w <= (to - zero - 1) / 64; w++) {
-      uint64_t bits = mu->async[w] & bits_word_mask(w, first - zero, to - zero);
+      uint64_t bits = mu->async[w] & ~mu->dirty[w] & bits_word_mask(w, first - zero, to - zero);
 
       mu->dirty[w] |= bits;
-      some |= bits != 0;
+      mu->dirty_pages += bits ? (uint64_t)__builtin_popcountll(bits) : 0;
     }
-    if (some)
-      insert(m->dirty_units, unit);
+    if (mu->dirty_pages == before)
+      continue;
+    mu->dirty_first = before ? MIN(mu->dirty_first, first - zero) : first - zero;
+    mu->dirty_end = MAX(mu->dirty_end, to - zero);
+    insert(m->dirty_units, unit);
   }
 }
 
@@ -193,7 +206,8 @@ static int scan(struct pcow_mapping *m, uint64_t first, uint64_t end, bool prote
   /* It returns early also while there is room for more. */
   while (at < stop) {
     uint64_t walked = at;
-    int n = uffd_scan(m->pagemap_fd, at, stop, protect, found, most, &walked);
+    unsigned room = (unsigned)MIN(most, (stop - at) / PAGE_BYTES);
+    int n = uffd_scan(m->pagemap_fd, at, stop, protect, found, room, &walked);
 
     if (n < 0)
       return n;
@@ -234,7 +248,7 @@ static int scan_units(struct pcow_mapping *m, uint64_t first, uint64_t end, bool
     ret = scan(m, MAX(first, map_unit_first(m, unit)), MIN(end, map_unit_first(m, unit + 1)), protect, m->found,
                FOUND_MOST, mark_found, &found);
     now = adapt_clock();
-    adapt_scanned(m, m->units[unit], now - since, found);
+    adapt_scanned(m, m->units[unit], since, now, found);
     since = now;
     unit = next_in(m->async_units, unit + 1, unit_end);
   }
@@ -287,27 +301,32 @@ uint64_t tracking_next_dirty(struct pcow_mapping *m, uint64_t unit, uint64_t end
   return next;
 }
 
-bool tracking_claim(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, uint64_t end, uint64_t *bits)
+uint64_t *tracking_claim(struct pcow_mapping *m, struct map_unit *mu, uint64_t *first, uint64_t *end)
 {
-  bool some = false;
+  uint64_t *bits = NULL;
 
   g_mutex_lock(&m->track_lock);
-  for (uint64_t at = first; (at = map_find(mu->dirty, at, end, true)) < end;) {
-    uint64_t to = map_find(mu->dirty, at, end, false);
+  *first = MAX(*first, mu->dirty_first);
+  *end = MAX(MIN(*end, mu->dirty_end), *first);
+  *first = map_find(mu->dirty, *first, *end, true);
+  if (*first < *end)
+    bits = g_try_malloc0(bits_words(*end - *first) * 8);
+  for (uint64_t at = *first; bits && (at = bits_find(mu->dirty, at, *end, true)) < *end;) {
+    uint64_t to = bits_find(mu->dirty, at, *end, false);
 
-    bits_set(bits, at - first, to - first);
-    bits_clear(mu->dirty, at, to);
-    some = true;
+    bits_set(bits, at - *first, to - *first);
     at = to;
   }
+  if (bits)
+    clean(mu, *first, *end);
   g_mutex_unlock(&m->track_lock);
-  return some;
+  return bits;
 }
 
 void tracking_done(struct pcow_mapping *m, struct map_unit *mu)
 {
   g_mutex_lock(&m->track_lock);
-  if (map_find(mu->dirty, 0, m->unit_pages, true) == m->unit_pages)
+  if (!mu->dirty_pages)
     g_tree_remove(m->dirty_units, GSIZE_TO_POINTER(mu->number + 1));
   g_mutex_unlock(&m->track_lock);
 }

@@ -440,8 +440,8 @@ struct pcow_mapping_stats {
   uint64_t pages_flushed;  /* copied by them to the file */
   uint64_t pages_handed_over; /* mapped from the file since, so that flushes need not copy them any more */
   uint64_t scans;          /* of page tables */
-  uint64_t pages_kept;     /* copies by the kernel that were flushed and are still in memory, when last
-                              counted; held to dram_limit by handing over */
+  uint64_t pages_kept;     /* copies by the kernel that were flushed and are still in memory; held to dram_limit
+                              by handing over */
   uint64_t units_protected; /* units whose scans cost too much: their first writes raise events now */
 };
 
