@@ -77,6 +77,7 @@ void head_reset(struct head *h, struct layer *lower)
 {
   g_hash_table_foreach_remove(h->units, cancel_unlinked, h);
   g_tree_remove_all(h->unsettled);
+  h->pending = 0;
   view_cache_reset(h->cache, lower);
 }
 
@@ -368,6 +369,7 @@ int head_mark_present(struct head *h, struct unit *u, uint64_t first, uint64_t e
     u->unsettled_end = end;
     g_mutex_lock(&h->table_lock);
     g_tree_insert(h->unsettled, GSIZE_TO_POINTER(u->number + 1), u);
+    h->pending++;
     g_mutex_unlock(&h->table_lock);
   } else {
     u->unsettled_first = MIN(u->unsettled_first, first);
@@ -411,6 +413,7 @@ static void give_back(struct head *h, struct settling *s, bool settled)
     } else {
       g_free(s->bits);
     }
+    h->pending--;
     return;
   }
   if (!u->unsettled)
@@ -421,6 +424,7 @@ static void give_back(struct head *h, struct settling *s, bool settled)
     head_mark_present(h, u, at, to);
     at = to;
   }
+  h->pending--;                 /* it is counted again */
   g_free(s->bits);
 }
 
@@ -461,14 +465,8 @@ int head_settle_unit(struct head *h, struct unit *u)
 static GArray *capture_all(struct head *h)
 {
   GArray *all = g_array_new(FALSE, FALSE, sizeof(struct settling));
-  g_autoptr(GList) keys = NULL;
 
-  g_mutex_lock(&h->table_lock);
-  for (GTreeNode *node = g_tree_node_last(h->unsettled); node; node = g_tree_node_previous(node))
-    keys = g_list_prepend(keys, g_tree_node_key(node));
-  g_mutex_unlock(&h->table_lock);
-  for (GList *l = keys; l; l = l->next) {
-    uint64_t number = GPOINTER_TO_SIZE(l->data) - 1;
+  for (uint64_t number = 0; (number = head_next_pending(h, number)) != UINT64_MAX; number++) {
     struct settling s;
     int error;
     struct unit *u = head_lock_unit(h, number, &error);
@@ -519,6 +517,8 @@ int head_settle(struct head *h)
   g_mutex_unlock(&h->settle_lock);
   return ret;
 }
+
+bool head_is_settled(const struct head *h) { return ORDERED("idle F.3", atomic_load(&h->pending)) == 0; }
 
 uint64_t head_next_pending(struct head *h, uint64_t unit)
 {

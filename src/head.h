@@ -121,6 +121,10 @@ int head_settle_unit(struct head *h, struct unit *u);
  * the caller. */
 int head_settle(struct head *h);
 
+/* Nothing is pending, nor on its way to the media: all that was present before is so durably, but for a fence. Takes no
+ * lock. */
+bool head_is_settled(const struct head *h);
+
 /* The first unit from UNIT on of which something is pending: the unit map may not name it yet. UINT64_MAX:
  * none. */
 uint64_t head_next_pending(struct head *h, uint64_t unit);

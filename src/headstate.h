@@ -7,6 +7,8 @@
 
 #include "head.h"
 
+#include <stdatomic.h>
+
 #define HEAD_STRIPES 64
 
 struct head {
@@ -20,6 +22,7 @@ struct head {
   GMutex table_lock;            /* innermost: guards the two tables */
   GHashTable *units;            /* number + 1 → struct unit */
   GTree *unsettled;             /* set of number + 1, ordered */
+  _Atomic uint64_t pending;     /* how many there are, and how many were taken out that are not settled yet */
   GMutex settle_lock;           /* outermost: one head_settle() at a time */
 };
 

@@ -27,6 +27,16 @@ static gint compare_keys(gconstpointer a, gconstpointer b)
   return GPOINTER_TO_SIZE(a) < GPOINTER_TO_SIZE(b) ? -1 : GPOINTER_TO_SIZE(a) > GPOINTER_TO_SIZE(b);
 }
 
+/* A flush looks at this without the lock: until nothing is left of what a flush may have to do or to wait for, it must
+ * not be 0. track_lock is held. */
+static void tally(struct pcow_mapping *m)
+{
+  uint64_t n = (uint64_t)g_tree_nnodes(m->async_units) + (uint64_t)g_tree_nnodes(m->dirty_units) +
+               (uint64_t)g_tree_nnodes(m->lost_units);
+
+  atomic_store_explicit(&m->tracked, n + m->scan_failed + m->all_async, memory_order_release);
+}
+
 /* A registered region that is moved waits until somebody has read that it was. */
 static void *tracker_main(void *argument)
 {
@@ -64,6 +74,7 @@ int tracking_start(struct pcow_mapping *m)
   m->dirty_units = g_tree_new(compare_keys);
   m->lost_units = g_tree_new(compare_keys);
   m->found = g_new(struct uffd_pages, FOUND_MOST);
+  tally(m);
   return 0;
 }
 
@@ -91,7 +102,17 @@ int tracking_register(struct pcow_mapping *m, uint8_t *address, uint64_t length)
   return uffd_register(m->track_fd, address, length, UFFD_WP);
 }
 
-static void insert(GTree *units, uint64_t unit) { g_tree_insert(units, GSIZE_TO_POINTER(unit + 1), units); }
+static void insert(struct pcow_mapping *m, GTree *units, uint64_t unit)
+{
+  g_tree_insert(units, GSIZE_TO_POINTER(unit + 1), units);
+  tally(m);
+}
+
+static void take_out(struct pcow_mapping *m, GTree *units, uint64_t unit)
+{
+  g_tree_remove(units, GSIZE_TO_POINTER(unit + 1));
+  tally(m);
+}
 
 /* The first unit from UNIT to END in the set, or END. */
 static uint64_t next_in(GTree *units, uint64_t unit, uint64_t end)
@@ -107,7 +128,7 @@ void tracking_note(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64
 
   g_mutex_lock(&m->track_lock);
   map_unit_set(m, &mu->async, first, end);
-  insert(m->async_units, unit);
+  insert(m, m->async_units, unit);
   g_mutex_unlock(&m->track_lock);
 }
 
@@ -130,22 +151,22 @@ void tracking_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first
     clean(mu, first, end);
   adapt_unkeep(m, mu, first, end);
   if (bits_find(mu->async, 0, m->unit_pages, true) == m->unit_pages)
-    g_tree_remove(m->async_units, GSIZE_TO_POINTER(mu->number + 1));
+    take_out(m, m->async_units, mu->number);
   g_mutex_unlock(&m->track_lock);
 }
 
 void tracking_lose(struct pcow_mapping *m, uint64_t unit)
 {
   g_mutex_lock(&m->track_lock);
-  insert(m->lost_units, unit);
+  insert(m, m->lost_units, unit);
   g_mutex_unlock(&m->track_lock);
 }
 
 void tracking_found(struct pcow_mapping *m, uint64_t unit)
 {
   g_mutex_lock(&m->track_lock);
-  g_tree_remove(m->lost_units, GSIZE_TO_POINTER(unit + 1));
   m->scan_failed = true;
+  take_out(m, m->lost_units, unit);
   g_mutex_unlock(&m->track_lock);
 }
 
@@ -184,7 +205,7 @@ static void mark(struct pcow_mapping *m, uint64_t first, uint64_t end)
       continue;
     mu->dirty_first = before ? MIN(mu->dirty_first, first - zero) : first - zero;
     mu->dirty_end = MAX(mu->dirty_end, to - zero);
-    insert(m->dirty_units, unit);
+    insert(m, m->dirty_units, unit);
   }
 }
 
@@ -278,6 +299,7 @@ int tracking_take(struct pcow_mapping *m, uint64_t first, uint64_t end)
     ret = scan_units(m, 0, map_pages(m), false);
     if (ret == 0)
       m->scan_failed = false;
+    tally(m);
   }
   g_mutex_unlock(&m->track_lock);
   return ret ? fail_errno(-ret, "%s: cannot find out which pages of the mapping were written", m->image->path)
@@ -287,7 +309,7 @@ int tracking_take(struct pcow_mapping *m, uint64_t first, uint64_t end)
 void tracking_busy(struct pcow_mapping *m, uint64_t unit)
 {
   g_mutex_lock(&m->track_lock);
-  insert(m->dirty_units, unit);
+  insert(m, m->dirty_units, unit);
   g_mutex_unlock(&m->track_lock);
 }
 
@@ -327,7 +349,7 @@ void tracking_done(struct pcow_mapping *m, struct map_unit *mu)
 {
   g_mutex_lock(&m->track_lock);
   if (!mu->dirty_pages)
-    g_tree_remove(m->dirty_units, GSIZE_TO_POINTER(mu->number + 1));
+    take_out(m, m->dirty_units, mu->number);
   g_mutex_unlock(&m->track_lock);
 }
 

@@ -436,7 +436,7 @@ struct pcow_mapping_stats {
   uint64_t vmas;           /* of the whole process, when last counted */
   uint64_t vma_budget;     /* number at which ranges are merged by publishing the gaps */
   uint64_t merges;         /* ranges so merged */
-  uint64_t flushes;        /* of a flush-durable mapping */
+  uint64_t flushes;        /* of a flush-durable mapping; of threads that flush at once one may be missed */
   uint64_t pages_flushed;  /* copied by them to the file */
   uint64_t pages_handed_over; /* mapped from the file since, so that flushes need not copy them any more */
   uint64_t scans;          /* of page tables */

@@ -169,9 +169,22 @@ static void write_between(struct lab *lab)
   ground_end(&g);
 }
 
+/* The same where nothing is tracked, so that a flush would have nothing to do but for what another one is settling. */
+static void flush_idle(struct lab *lab)
+{
+  struct ground g = ground_over(lab, 4 * UNIT, UNIT, 0, PCOW_THIN_GUARDED);
+
+  subject_write(g.s, 0, UNIT);
+  ground_flush(&g);
+  for (unsigned i = 1; i < 4; i++)
+    flush_beset(&g, i * (UNIT / PAGE) + rng_below(&lab->rng, UNIT / PAGE), true, 1);
+  ground_end(&g);
+}
+
 const struct scenario scenarios_flush_order[] = {
   { "order-flush-stores", "stores between the steps of a flush", stores_between, false },
   { "order-flush-wait", "the page of a flush is flushed by another thread", flush_between, false },
+  { "order-flush-idle", "the same, of a map of which no page is tracked", flush_idle, false },
   { "order-flush-write", "a stored-to page is written through the API, and flushed", write_between, false },
   { NULL, NULL, NULL, false },
 };
