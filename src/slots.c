@@ -85,15 +85,15 @@ static void note_unit(struct slots *s, uint32_t epoch, uint64_t unit)
   g_array_append_val(units, unit);
 }
 
-static int walk_unit(struct slots *s, uint64_t unit, uint64_t word)
+static int walk_unit(struct slots *s, uint64_t unit, uint64_t word, struct slot_window *window, GArray *chain)
 {
   struct store *st = s->store;
-  g_autoptr(GArray) chain = g_array_new(FALSE, FALSE, sizeof(struct slot_info));
   uint64_t index;
   int ret = slotwalk_reference(st->path, &st->sb, unit, word, &index);
 
+  g_array_set_size(chain, 0);
   if (ret == 0)
-    ret = slotwalk_chain(st->fd, st->path, &st->sb, unit, index, chain);
+    ret = slotwalk_chain_window(st->fd, st->path, &st->sb, unit, index, window, chain);
   for (unsigned i = 0; ret == 0 && i < chain->len; i++) {
     const struct slot_info *slot = &g_array_index(chain, struct slot_info, i);
     uint64_t bit = slot->index - 1;
@@ -120,6 +120,8 @@ static uint64_t group_units(const struct store *st)
 static int walk_all(struct slots *s)
 {
   struct store *st = s->store;
+  g_autoptr(GArray) chain = g_array_new(FALSE, FALSE, sizeof(struct slot_info));
+  g_autofree struct slot_window *window = g_new0(struct slot_window, 1);
   uint64_t end = UNIT_MAP_OFFSET + UNITS_MAX * 8;
   int ret = 0;
 
@@ -138,7 +140,7 @@ static int walk_all(struct slots *s)
     ret = slotwalk_map_words(st->fd, st->path, (at - UNIT_MAP_OFFSET) / 8, (stop - at + 7) / 8, words);
     for (uint64_t i = 0; ret == 0 && i < (stop - at + 7) / 8; i++)
       if (words[i])
-        ret = walk_unit(s, (at - UNIT_MAP_OFFSET) / 8 + i, words[i]);
+        ret = walk_unit(s, (at - UNIT_MAP_OFFSET) / 8 + i, words[i], window, chain);
     at = (stop + 7) & ~UINT64_C(7);
   }
   if (ret) {

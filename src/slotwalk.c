@@ -99,14 +99,31 @@ uint64_t slot_owner_word(uint64_t unit, uint32_t epoch, uint64_t index)
   return epoch | (uint64_t)slot_identity_crc(unit, epoch, index) << 32;
 }
 
-int slotwalk_header(int fd, const char *path, const struct superblock *sb, uint64_t unit,
-                    uint64_t index, struct slot_info *info)
+/* The header of slot INDEX as it lies on the media, with its neighbours where a window is given. */
+static int read_header(int fd, const char *path, const struct superblock *sb, uint64_t index,
+                       struct slot_window *window, struct pcow_disk_slot *disk)
 {
   struct geometry g = geometry_make(sb->unit_shift);
-  struct pcow_disk_slot disk;
-  int ret;
+  uint64_t first = (index - 1) / SLOT_WINDOW * SLOT_WINDOW + 1;
+  int ret = 0;
 
-  ret = file_read(fd, path, geometry_header(&g, index), &disk, sizeof(disk), false);
+  if (!window)
+    return file_read(fd, path, geometry_header(&g, index), disk, sizeof(*disk), false);
+  if (window->first != first) {
+    ret = file_read(fd, path, geometry_header(&g, first), window->slots, sizeof(window->slots), false);
+    window->first = ret ? 0 : first;
+  }
+  if (ret == 0)
+    *disk = window->slots[index - first];
+  return ret;
+}
+
+static int check_header(int fd, const char *path, const struct superblock *sb, uint64_t unit, uint64_t index,
+                        struct slot_window *window, struct slot_info *info)
+{
+  struct pcow_disk_slot disk;
+  int ret = read_header(fd, path, sb, index, window, &disk);
+
   if (ret)
     return ret;
   info->index = index;
@@ -125,8 +142,20 @@ int slotwalk_header(int fd, const char *path, const struct superblock *sb, uint6
   return slotwalk_reference(path, sb, unit, le64_get(disk.previous), &info->previous);
 }
 
+int slotwalk_header(int fd, const char *path, const struct superblock *sb, uint64_t unit,
+                    uint64_t index, struct slot_info *info)
+{
+  return check_header(fd, path, sb, unit, index, NULL, info);
+}
+
 int slotwalk_chain(int fd, const char *path, const struct superblock *sb, uint64_t unit,
                    uint64_t index, GArray *chain)
+{
+  return slotwalk_chain_window(fd, path, sb, unit, index, NULL, chain);
+}
+
+int slotwalk_chain_window(int fd, const char *path, const struct superblock *sb, uint64_t unit,
+                          uint64_t index, struct slot_window *window, GArray *chain)
 {
   /* Brent: whoever walks in a circle comes back to a mark that is set anew after 1, 2, 4, 8 … steps. */
   uint64_t mark = 0;
@@ -143,7 +172,7 @@ int slotwalk_chain(int fd, const char *path, const struct superblock *sb, uint64
       mark = index;
       next_mark *= 2;
     }
-    ret = slotwalk_header(fd, path, sb, unit, index, &info);
+    ret = check_header(fd, path, sb, unit, index, window, &info);
     if (ret)
       return ret;
     g_array_append_val(chain, info);

@@ -36,6 +36,15 @@ int slotwalk_header(int fd, const char *path, const struct superblock *sb, uint6
 int slotwalk_chain(int fd, const char *path, const struct superblock *sb, uint64_t unit,
                    uint64_t index, GArray *chain);
 
+/* The same for who walks many chains while nobody changes any: headers are read a page at a time. */
+#define SLOT_WINDOW 64u         /* divides the slots of a group */
+struct slot_window {
+  uint64_t first;               /* slot; 0: nothing was read */
+  struct pcow_disk_slot slots[SLOT_WINDOW];
+};
+int slotwalk_chain_window(int fd, const char *path, const struct superblock *sb, uint64_t unit,
+                          uint64_t index, struct slot_window *window, GArray *chain);
+
 /* Reads a slot's presence bitmap for pages [first, first + n) of the unit, both multiples of 64 (or
  * the unit's page count), into WORDS (host order). */
 int slotwalk_bitmap(int fd, const char *path, const struct geometry *g, uint64_t index, uint64_t first,

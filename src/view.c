@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #define MAP_WORDS_AT_ONCE 512
+#define MAP_WORDS_FIRST 16
 
 struct paint {
   uint64_t first;               /* page that bit 0 of OPEN stands for */
@@ -316,8 +317,9 @@ int view_resolve(struct layer *top, uint64_t first, uint64_t count, GArray *runs
 static int next_unit(struct layer *l, int fd, uint64_t unit, uint64_t end, uint64_t *next)
 {
   uint64_t words[MAP_WORDS_AT_ONCE];
+  uint64_t most = MAP_WORDS_FIRST;
 
-  for (uint64_t n; unit < end; unit += n) {
+  for (uint64_t n; unit < end; unit += n, most = MAP_WORDS_AT_ONCE) {
     off_t data = lseek(fd, (off_t)geometry_map_word(unit), SEEK_DATA);
     uint64_t i = 0;
     int ret;
@@ -328,7 +330,7 @@ static int next_unit(struct layer *l, int fd, uint64_t unit, uint64_t end, uint6
       unit = MAX(unit, ((uint64_t)data - UNIT_MAP_OFFSET) / 8);
     if (unit >= end)
       break;
-    n = MIN(end - unit, MAP_WORDS_AT_ONCE);
+    n = MIN(end - unit, most);
     ret = slotwalk_map_words(fd, l->path, unit, n, words);
     if (ret)
       return ret;
