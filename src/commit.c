@@ -209,7 +209,7 @@ static int copy_data(const struct target *t, const GArray *runs, uint64_t offset
 static int copy_piece(pcow_image *image, const struct target *t, uint64_t start, uint64_t end,
                       GArray *runs, unsigned char *buffer)
 {
-  uint64_t base_limit = image->layer->base_limit;
+  uint64_t base_limit = layer_base_limit(image->layer);
   int r;
 
   g_array_set_size(runs, 0);
@@ -243,7 +243,7 @@ static int copy_all(pcow_image *image, const struct target *t, pcow_progress_fn 
     r = image_next(image, start >> PAGE_SHIFT, size >> PAGE_SHIFT, &end);
     end <<= PAGE_SHIFT;
     if (r == 0 && end > start) {
-      r = target_zero(t, MAX(start, image->layer->base_limit), end);    /* nobody has anything there */
+      r = target_zero(t, MAX(start, layer_base_limit(image->layer)), end); /* nobody has anything there */
       continue;
     }
     end = MIN(size, start + PIECE_BYTES);
@@ -376,9 +376,35 @@ static int commit_check(pcow_image *image)
                 snapshots->len);
   if (sb->base.format == BASE_PCOW && sb->base.epoch)
     return fail(EROFS, "%s: the base %s is a snapshot, which cannot be written", image->path,
-                image->layer->base->path);
+                image->layer->base->file.path);
   if (sb->next_epoch >= EPOCH_ID_MAX)
     return fail(EMFILE, "%s: has used all epoch numbers", image->path);
+  return 0;
+}
+
+/* What the base is now: after a commit that was cut short it has the tag that was accepted then. Its layer
+ * holds the lock that a writer would need. It is opened again, and so refused here if it was moved out of
+ * reach. */
+static int take_identity(const struct layer *base, struct base_ref *ref)
+{
+  struct superblock sb;
+  struct stat st;
+  int fd, r;
+
+  if (ref->format != BASE_PCOW)
+    return 0;
+  fd = base_path_open(&base->file, O_RDONLY, false, &st);
+  if (fd < 0)
+    return fd;
+  if (st.st_dev != base->dev || st.st_ino != base->ino)
+    r = fail(ESTALE, "%s: was replaced by another file while it was open", base->file.path);
+  else
+    r = superblock_read(fd, base->file.path, false, &sb, NULL);
+  close(fd);
+  if (r < 0)
+    return r;
+  memcpy(ref->uuid, sb.uuid, sizeof ref->uuid);
+  ref->tag = sb.tag;
   return 0;
 }
 
@@ -394,11 +420,9 @@ static int commit_locked(pcow_image *image, pcow_progress_fn progress, void *opa
     return r;
 
   ref = image->store->sb.base;
-  if (ref.format == BASE_PCOW) {
-    /* After a commit that was cut short the base has the tag that was accepted then. */
-    memcpy(ref.uuid, image->layer->base->uuid, sizeof ref.uuid);
-    ref.tag = image->layer->base->tag;
-  }
+  r = take_identity(image->layer->base, &ref);
+  if (r < 0)
+    return r;
   ref.accept = content_tag_next(ref.tag);
   r = commit_write(image, &ref, progress, opaque);
   if (r < 0)

@@ -109,11 +109,11 @@ static int read_chain(struct diff *d, uint64_t unit, GArray *chain)
   r = layer_walk_begin(l, fd);
   if (r == 0) {
     /* A writer elsewhere may have raised the number of slots since the layer was opened. */
-    r = superblock_read(fd, l->path, false, &sb, NULL);
+    r = superblock_read(fd, l->file.path, false, &sb, NULL);
     if (r == 0)
-      r = slotwalk_map(fd, l->path, &sb, unit, &index);
+      r = slotwalk_map(fd, l->file.path, &sb, unit, &index);
     if (r == 0 && index)
-      r = slotwalk_chain(fd, l->path, &sb, unit, index, chain);
+      r = slotwalk_chain(fd, l->file.path, &sb, unit, index, chain);
     layer_walk_end(l, fd);
   }
   layer_fd_put(l);
@@ -130,7 +130,7 @@ static int read_words(struct diff *d, uint64_t first, uint64_t count, uint64_t *
   fd = layer_fd_get(l);
   if (fd < 0)
     return fd;
-  r = slotwalk_map_words(fd, l->path, first, count, words);
+  r = slotwalk_map_words(fd, l->file.path, first, count, words);
   layer_fd_put(l);
   return r;
 }
@@ -185,12 +185,12 @@ static int diff_piece(struct diff *d, uint64_t start, uint64_t end, GArray *from
   int r;
 
   if (!different)
-    return fail(ENOMEM, "%s: no memory to compare %" PRIu64 " pages", d->from.layer->path, last - first);
+    return fail(ENOMEM, "%s: no memory to compare %" PRIu64 " pages", d->from.layer->file.path, last - first);
   r = side_resolve(&d->from, first, last, from);
   if (r == 0)
     r = side_resolve(&d->to, first, last, to);
   if (r == 0)
-    r = compare_pages(d->from.layer->path, from, to, first, last, NULL, different);
+    r = compare_pages(d->from.layer->file.path, from, to, first, last, NULL, different);
   return r ? r : emit_pages(d, first, last - first, different, to);
 }
 
@@ -292,8 +292,8 @@ static int diff_locked(pcow_image *image, const char *from, const char *to, stru
   d->store = image->store;
   d->geo = *d->from.layer->geo;
   d->common = MIN(d->from.size, d->to.size);
-  a = d->from.layer->base ? d->from.layer->base_limit : 0;
-  b = d->to.layer->base ? d->to.layer->base_limit : 0;
+  a = d->from.layer->base ? layer_base_limit(d->from.layer) : 0;
+  b = d->to.layer->base ? layer_base_limit(d->to.layer) : 0;
   d->base_first = a == b ? UINT64_MAX : MIN(a, b);
   d->base_end = MAX(a, b);
   r = diff_units(d);

@@ -55,7 +55,7 @@ struct pcow_extent extent_of_run(const struct run *run, uint64_t start, uint64_t
   } else if (run->kind != RUN_ZERO) {
     extent.type = run->kind == RUN_DATA ? PCOW_EXTENT_DATA : PCOW_EXTENT_ZERO_ALLOCATED;
     extent.depth = run->layer->depth;
-    extent.path = run->layer->path;
+    extent.path = run->layer->file.path;
     if (run->kind == RUN_DATA)
       extent.file_offset = run->offset + (start - (run->page << PAGE_SHIFT));
   }

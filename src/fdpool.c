@@ -87,7 +87,7 @@ static int open_again(struct layer *l)
     return fd;
   if (st.st_dev != l->dev || st.st_ino != l->ino) {
     close(fd);
-    return fail(ESTALE, "%s: was replaced by another file while it was open", l->path);
+    return fail(ESTALE, "%s: was replaced by another file while it was open", l->file.path);
   }
   l->fd = fd;
   pool_open++;

@@ -55,7 +55,7 @@ static char *base_snapshot_name(struct layer *base, const struct base_ref *ref)
 
   if (fd < 0)
     return NULL;
-  if (layer_read_tree(fd, base->path, false, &sb, &epochs) == 0) {
+  if (layer_read_tree(fd, base->file.path, false, &sb, &epochs) == 0) {
     const struct epoch *e = epochs_get(epochs, ref->epoch);
 
     if (e && e->state == EPOCH_SNAPSHOT && memcmp(e->guid, ref->guid, sizeof(ref->guid)) == 0)

@@ -36,7 +36,6 @@ static struct layer *layer_alloc(struct base_path *file, enum base_format format
 
   l->format = format;
   l->file = *file;
-  l->path = l->file.path;
   memset(file, 0, sizeof(*file));
   l->above = above;
   l->depth = above ? above->depth + 1 : 0;
@@ -81,12 +80,12 @@ int layer_walk_begin(struct layer *layer, int fd)
   /* All threads of the handle are one owner to the kernel: the first takes it, the last gives it up. */
   g_mutex_lock(&layer->walk_mutex);
   if (layer->walkers == 0)
-    ret = lock_wait(fd, layer->path, LOCK_WALK, LOCK_SHARED, READER_WAIT_MS);
+    ret = lock_wait(fd, layer->file.path, LOCK_WALK, LOCK_SHARED, READER_WAIT_MS);
   if (ret == 0)
     layer->walkers++;
   g_mutex_unlock(&layer->walk_mutex);
   if (ret == -EAGAIN)
-    return fail(EBUSY, "%s: its writer collects freed space and does not finish", layer->path);
+    return fail(EBUSY, "%s: its writer collects freed space and does not finish", layer->file.path);
   return ret;
 }
 
@@ -96,7 +95,7 @@ void layer_walk_end(struct layer *layer, int fd)
     return;
   g_mutex_lock(&layer->walk_mutex);
   if (--layer->walkers == 0)
-    lock_try(fd, layer->path, LOCK_WALK, LOCK_NONE);
+    lock_try(fd, layer->file.path, LOCK_WALK, LOCK_NONE);
   g_mutex_unlock(&layer->walk_mutex);
 }
 
@@ -114,9 +113,9 @@ static int open_file(struct layer *l, struct stat *st)
   l->tmpfs = S_ISREG(st->st_mode) && persist_is_tmpfs(fd);
   for (const struct layer *a = l->above; a; a = a->above)
     if (a->dev == l->dev && a->ino == l->ino)
-      return fail(ELOOP, "%s: the chain of bases is cyclic, it comes back to this file", l->path);
+      return fail(ELOOP, "%s: the chain of bases is cyclic, it comes back to this file", l->file.path);
   if (l->depth > CHAIN_DEPTH_MAX)
-    return fail(ELOOP, "%s: the chain of bases is longer than %d", l->path, CHAIN_DEPTH_MAX);
+    return fail(ELOOP, "%s: the chain of bases is longer than %d", l->file.path, CHAIN_DEPTH_MAX);
   return layer_fd_get(l);
 }
 
@@ -126,7 +125,7 @@ static int pin_file(struct layer *l, int fd)
   void *pin = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
 
   if (pin == MAP_FAILED)
-    return fail_errno(errno, "%s: cannot map", l->path);
+    return fail_errno(errno, "%s: cannot map", l->file.path);
   l->pin = pin;
   return 0;
 }
@@ -177,31 +176,31 @@ static int lock_and_read(struct layer *l, int fd, const struct wanted *w, bool w
   int ret;
 
   if (!w->snapshot && !w->epoch) {
-    ret = superblock_read(fd, l->path, writing, sb, NULL);
+    ret = superblock_read(fd, l->file.path, writing, sb, NULL);
     if (ret)
       return ret;
-    ret = lock_try(fd, l->path, LOCK_HEAD, LOCK_SHARED);
+    ret = lock_try(fd, l->file.path, LOCK_HEAD, LOCK_SHARED);
     if (ret == -EAGAIN)
-      return fail(EBUSY, "%s: is open for writing, by another process or handle", l->path);
+      return fail(EBUSY, "%s: is open for writing, by another process or handle", l->file.path);
     /* No commit comes between the two: who would make it needs the lock. */
     if (ret == 0)
-      ret = superblock_read(fd, l->path, writing, sb, NULL);
+      ret = superblock_read(fd, l->file.path, writing, sb, NULL);
     if (ret == 0)
-      ret = epochs_load(fd, l->path, sb, epochs);
+      ret = epochs_load(fd, l->file.path, sb, epochs);
     /* A session that was killed left content that a power failure could still take back. */
     if (ret == 0 && sb->dirty && ORDERED("base 5", fdatasync(fd)))
-      ret = fail_errno(errno, "%s: cannot make a crashed session's data durable", l->path);
+      ret = fail_errno(errno, "%s: cannot make a crashed session's data durable", l->file.path);
     if (ret)
       epochs_free(g_steal_pointer(epochs));
     return ret;
   }
 
-  ret = layer_read_tree(fd, l->path, writing, sb, epochs);
+  ret = layer_read_tree(fd, l->file.path, writing, sb, epochs);
   if (ret)
     return ret;
   e = find_epoch(*epochs, w);
   if (!e)
-    ret = no_such_epoch(l->path, w);
+    ret = no_such_epoch(l->file.path, w);
   else
     l->epoch = e->id;
   epochs_free(g_steal_pointer(epochs));
@@ -210,42 +209,43 @@ static int lock_and_read(struct layer *l, int fd, const struct wanted *w, bool w
 
   /* Whoever deletes the snapshot holds its byte until the deletion is committed: what is seen after
    * the byte is ours stays. */
-  ret = lock_wait(fd, l->path, LOCK_EPOCH(l->epoch), LOCK_SHARED, READER_WAIT_MS);
+  ret = lock_wait(fd, l->file.path, LOCK_EPOCH(l->epoch), LOCK_SHARED, READER_WAIT_MS);
   if (ret == -EAGAIN)
-    return fail(EBUSY, "%s: the snapshot is being deleted", l->path);
+    return fail(EBUSY, "%s: the snapshot is being deleted", l->file.path);
   if (ret)
     return ret;
-  ret = layer_read_tree(fd, l->path, writing, sb, epochs);
+  ret = layer_read_tree(fd, l->file.path, writing, sb, epochs);
   if (ret)
     return ret;
   e = epochs_get(*epochs, l->epoch);
   if (!e || e->state != EPOCH_SNAPSHOT) {
     epochs_free(g_steal_pointer(epochs));
-    return no_such_epoch(l->path, w);
+    return no_such_epoch(l->file.path, w);
   }
   return 0;
 }
 
 /* Is this what the overlay was made over? */
-static int check_identity(const struct layer *l, const struct epochs *epochs, const struct base_ref *ref)
+static int check_identity(const struct layer *l, const struct superblock *sb, const struct epochs *epochs,
+                          const struct base_ref *ref)
 {
-  if (memcmp(l->uuid, ref->uuid, sizeof(ref->uuid)))
+  if (memcmp(sb->uuid, ref->uuid, sizeof(ref->uuid)))
     return fail(ESTALE, "%s: is another image than the one that %s was made over (its UUID differs)",
-                l->path, l->above->path);
+                l->file.path, l->above->file.path);
   if (l->epoch) {
     const struct epoch *e = epochs_get(epochs, l->epoch);
 
     if (memcmp(e->guid, ref->guid, sizeof(ref->guid)))
-      return fail(ESTALE, "%s: snapshot '%s' is another than the one that %s was made over", l->path,
-                  e->name, l->above->path);
+      return fail(ESTALE, "%s: snapshot '%s' is another than the one that %s was made over", l->file.path,
+                  e->name, l->above->file.path);
     return 0;
   }
-  if (ref->tag.random && content_tag_equal(l->tag, ref->tag))
+  if (ref->tag.random && content_tag_equal(sb->tag, ref->tag))
     return 0;
-  if (ref->accept.random && content_tag_equal(l->tag, ref->accept))
+  if (ref->accept.random && content_tag_equal(sb->tag, ref->accept))
     return 0;
-  return fail(ESTALE, "%s: was changed after %s was made over it (its content tag differs)", l->path,
-              l->above->path);
+  return fail(ESTALE, "%s: was changed after %s was made over it (its content tag differs)", l->file.path,
+              l->above->file.path);
 }
 
 /* Shared by the layers of all chains. */
@@ -264,11 +264,8 @@ static const struct geometry *shared_geometry(unsigned unit_shift)
 
 static void take_superblock(struct layer *l, const struct superblock *sb)
 {
-  memcpy(l->uuid, sb->uuid, sizeof(l->uuid));
-  l->tag = sb->tag;
   l->slot_count = sb->slot_count;
   l->next_epoch = sb->next_epoch;
-  l->head_epoch = sb->head_epoch;
   l->geo = shared_geometry(sb->unit_shift);
 }
 
@@ -290,7 +287,7 @@ static int open_pcow(struct base_path *file, const struct wanted *w, struct laye
     goto out;
   take_superblock(l, sb);
   if (w->ref && !(flags & LAYER_FORCE_BASE)) {
-    ret = check_identity(l, epochs, w->ref);
+    ret = check_identity(l, sb, epochs, w->ref);
     if (ret)
       goto out;
   }
@@ -305,7 +302,6 @@ static int open_pcow(struct base_path *file, const struct wanted *w, struct laye
     l->view = epoch_view_make(epochs, sb->head_epoch, sb->head_parent, sb->virtual_size, sb->head_floor,
                               false);
   }
-  l->base_limit = l->view->base_limit;
   ret = pin_file(l, fd);
 out:
   if (fd >= 0)
@@ -342,18 +338,18 @@ static int open_raw(struct base_path *file, const struct base_ref *ref, struct l
 
   if (fd < 0)
     goto out;
-  ret = raw_size(fd, l->path, &st, &size);
+  ret = raw_size(fd, l->file.path, &st, &size);
   if (ret)
     goto out;
   /* While a commit into the file is under way it may be like anything. */
   if (ref && !ref->accept.random && !(flags & LAYER_FORCE_BASE)) {
     if (size != ref->raw_size)
       ret = fail(ESTALE, "%s: was changed after %s was made over it (its size was %" PRIu64
-                 " bytes, is %" PRIu64 ")", l->path, above->path, ref->raw_size, size);
+                 " bytes, is %" PRIu64 ")", l->file.path, above->file.path, ref->raw_size, size);
     else if (S_ISREG(st.st_mode) && (st.st_mtim.tv_sec != ref->raw_mtime_sec ||
                                      st.st_mtim.tv_nsec != ref->raw_mtime_nsec))
       ret = fail(ESTALE, "%s: was changed after %s was made over it (its modification time differs)",
-                 l->path, above->path);
+                 l->file.path, above->file.path);
     if (ret)
       goto out;
   }
@@ -389,7 +385,7 @@ int layer_open_base(const struct base_ref *ref, struct layer *above, struct base
                                     : open_pcow(&file, &w, above, flags & ~LAYER_WRITING, link, &sb, NULL);
     base_path_clear(&file);
     if (ret) {
-      error_prefix("%s: cannot open its base", above->path);
+      error_prefix("%s: cannot open its base", above->file.path);
       layer_close(top);
       return ret;
     }
@@ -467,7 +463,7 @@ int layer_describe_base(const char *image_path, const char *path, enum base_form
     if (fstat(layer_fd_get(l), &st))
       ret = fail_errno(errno, "%s: cannot get the status", full);
     else
-      ret = raw_size(l->fd, l->path, &st, &ref->raw_size);
+      ret = raw_size(l->fd, l->file.path, &st, &ref->raw_size);
     layer_fd_put(l);
     if (ret == 0) {
       ref->raw_mtime_sec = st.st_mtim.tv_sec;
@@ -487,12 +483,12 @@ int layer_describe_base(const char *image_path, const char *path, enum base_form
         ret = fail_errno(errno, "%s: cannot be made durable", full);
       layer_fd_put(l);
     }
-    memcpy(ref->uuid, l->uuid, sizeof(ref->uuid));
+    memcpy(ref->uuid, sb.uuid, sizeof(ref->uuid));
     ref->epoch = l->epoch;
     if (l->epoch)
       memcpy(ref->guid, epochs_get(epochs, l->epoch)->guid, sizeof(ref->guid));
     else
-      ref->tag = l->tag;
+      ref->tag = sb.tag;
     epochs_free(epochs);
   }
   if (ret == 0)
@@ -520,7 +516,6 @@ struct layer *layer_new_top(int fd, const struct base_path *file, const struct s
   take_superblock(l, sb);
   l->size = sb->virtual_size;
   l->view = view;
-  l->base_limit = view->base_limit;
   l->base = base;
   if (base)
     base->above = l;

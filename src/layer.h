@@ -16,44 +16,47 @@
 
 #include <sys/types.h>
 
-/* A chain may be a thousand long: what only opening needs of a file is not kept. */
+/* A chain may be a thousand long: what only opening needs of a file is not kept, and the order leaves no
+ * gaps. */
 struct layer {
   enum base_format format;      /* BASE_PCOW or BASE_RAW */
   uint32_t epoch;               /* 0: the head */
-  const char *path;             /* file.path, for messages */
-  struct base_path file;        /* as it is opened, each time */
+  struct base_path file;        /* as it is opened, each time; its path is for messages */
   dev_t dev;
   ino_t ino;
-  bool tmpfs;                   /* pages can be mapped private and protected by userfaultfd */
-  bool own_fd;                  /* the top of a writable image: never closed early, not to be locked */
-  bool walk_lock;               /* somebody may write and collect in this file meanwhile */
   uint64_t size;                /* bytes of the view; a raw file's tail is rounded up */
-  uint64_t base_limit;          /* bytes of the base that are seen */
-  unsigned depth;               /* 0: top */
   struct layer *base;           /* NULL: zeros beneath */
   struct layer *above;          /* whose base this is; NULL: the top */
 
-  /* BASE_PCOW, of the superblock as read at open */
-  uint8_t uuid[16];
-  struct content_tag tag;
-  uint64_t slot_count;          /* this and next_epoch rise with what a writer does: see view.c */
-  uint32_t next_epoch;
-  uint32_t head_epoch;
+  /* BASE_PCOW */
   const struct geometry *geo;
   struct epoch_view *view;      /* which epochs of the file are seen */
+  uint64_t slot_count;          /* of the superblock; both rise with what a writer does: see view.c */
+  uint32_t next_epoch;
+
+  unsigned depth;               /* 0: top */
+  bool tmpfs;                   /* pages can be mapped private and protected by userfaultfd */
+  bool own_fd;                  /* the top of a writable image: never closed early, not to be locked */
+  bool walk_lock;               /* somebody may write and collect in this file meanwhile */
 
   /* private to layer.c and fdpool.c */
+  bool idle;                    /* open, unused, in the pool's queue */
   int fd;
   unsigned users;
-  bool idle;                    /* open, unused, in the pool's queue */
+  unsigned walkers;
   void *pin;
   GList lru;
   GMutex walk_mutex;
-  unsigned walkers;
 
   /* private to view.c: where data was found last; under walk_mutex */
   uint64_t data_from, data_to;
 };
+
+/* Bytes of the base that are seen. */
+static inline uint64_t layer_base_limit(const struct layer *layer)
+{
+  return layer->view ? layer->view->base_limit : 0;
+}
 
 #define LAYER_NO_BASE 1u        /* do not open the chain beneath */
 #define LAYER_FORCE_BASE 2u     /* take bases that are not what they were */

@@ -121,8 +121,8 @@ static int paint_slot(struct paint *p, struct layer *l, int fd, const struct slo
   window_end = MIN(g->unit_pages, (to + 63) & ~UINT64_C(63));
   present = g_try_malloc(bits_words(window_end - window) * 8);
   if (!present)
-    return fail(ENOMEM, "%s: no memory for a presence bitmap", l->path);
-  ret = slotwalk_bitmap(fd, l->path, g, slot->index, window, window_end - window, present);
+    return fail(ENOMEM, "%s: no memory for a presence bitmap", l->file.path);
+  ret = slotwalk_bitmap(fd, l->file.path, g, slot->index, window, window_end - window, present);
   if (ret)
     return ret;
 
@@ -145,7 +145,7 @@ static bool refresh_bounds(struct layer *l, int fd, const struct superblock *use
   struct superblock now;
   bool risen;
 
-  if ((!l->walk_lock && !l->own_fd) || superblock_read(fd, l->path, false, &now, NULL))
+  if ((!l->walk_lock && !l->own_fd) || superblock_read(fd, l->file.path, false, &now, NULL))
     return false;
   g_mutex_lock(&l->walk_mutex);
   if (now.slot_count > l->slot_count || now.next_epoch > l->next_epoch) {
@@ -166,7 +166,6 @@ static struct superblock bounds(struct layer *l)
   sb.unit_shift = l->geo->unit_shift;
   sb.slot_count = l->slot_count;
   sb.next_epoch = l->next_epoch;
-  sb.head_epoch = l->head_epoch;
   g_mutex_unlock(&l->walk_mutex);
   return sb;
 }
@@ -177,9 +176,9 @@ static int read_chain(struct layer *l, int fd, uint64_t unit, uint64_t word, GAr
   int ret;
 
   *sb = bounds(l);
-  ret = slotwalk_reference(l->path, sb, unit, word, &index);
+  ret = slotwalk_reference(l->file.path, sb, unit, word, &index);
   g_array_set_size(chain, 0);
-  return ret ? ret : slotwalk_chain(fd, l->path, sb, unit, index, chain);
+  return ret ? ret : slotwalk_chain(fd, l->file.path, sb, unit, index, chain);
 }
 
 static int paint_unit(struct paint *p, struct layer *l, int fd, uint64_t unit, uint64_t word)
@@ -210,7 +209,7 @@ static int paint_units(struct paint *p, struct layer *l, int fd)
   while (ret == 0 && unit <= last && p->left) {
     uint64_t n = MIN(last - unit + 1, MAP_WORDS_AT_ONCE);
 
-    ret = slotwalk_map_words(fd, l->path, unit, n, words);
+    ret = slotwalk_map_words(fd, l->file.path, unit, n, words);
     for (uint64_t i = 0; ret == 0 && i < n && p->left; i++)
       if (words[i])
         ret = paint_unit(p, l, fd, unit + i, words[i]);
@@ -283,7 +282,7 @@ int view_resolve(struct layer *top, uint64_t first, uint64_t count, GArray *runs
     return 0;
   open = g_try_malloc0(bits_words(count) * 8);
   if (!open)
-    return fail(ENOMEM, "%s: no memory to resolve %" PRIu64 " pages", top ? top->path : "image", count);
+    return fail(ENOMEM, "%s: no memory to resolve %" PRIu64 " pages", top ? top->file.path : "image", count);
   p.open = open;
   bits_set(open, 0, count);
 
@@ -296,7 +295,7 @@ int view_resolve(struct layer *top, uint64_t first, uint64_t count, GArray *runs
     if (!p.left)
       break;
     ret = paint_layer(&p, l);
-    p.end = MIN(p.end, l->base_limit >> PAGE_SHIFT);
+    p.end = MIN(p.end, layer_base_limit(l) >> PAGE_SHIFT);
   }
   if (ret) {
     g_array_set_size(runs, start);
@@ -331,7 +330,7 @@ static int next_unit(struct layer *l, int fd, uint64_t unit, uint64_t end, uint6
     if (unit >= end)
       break;
     n = MIN(end - unit, most);
-    ret = slotwalk_map_words(fd, l->path, unit, n, words);
+    ret = slotwalk_map_words(fd, l->file.path, unit, n, words);
     if (ret)
       return ret;
     while (i < n && !words[i])
@@ -357,7 +356,7 @@ static uint64_t next_in_unit(struct layer *l, int fd, uint64_t page, uint64_t en
 
   if (ret)
     return page;
-  ret = slotwalk_map_words(fd, l->path, unit, 1, &word);
+  ret = slotwalk_map_words(fd, l->file.path, unit, 1, &word);
   if (ret == 0)
     ret = read_chain(l, fd, unit, word, chain, &used);
   for (unsigned i = 0; ret == 0 && i < chain->len; i++) {
@@ -419,7 +418,7 @@ int view_next(struct layer *top, uint64_t page, uint64_t end, uint64_t *next)
     ret = next_in_layer(l, page, seen, &here);
     if (ret == 0 && here < seen)
       *next = here;
-    seen = MIN(seen, l->base_limit >> PAGE_SHIFT);
+    seen = MIN(seen, layer_base_limit(l) >> PAGE_SHIFT);
   }
   return ret;
 }
@@ -455,7 +454,7 @@ int view_read(const GArray *runs, uint64_t offset, void *buffer, size_t length)
 
       if (fd < 0)
         return fd;
-      ret = file_read(fd, r->layer->path, r->offset + skip, out, n, r->layer->format == BASE_RAW);
+      ret = file_read(fd, r->layer->file.path, r->offset + skip, out, n, r->layer->format == BASE_RAW);
       layer_fd_put(r->layer);
       if (ret)
         return ret;

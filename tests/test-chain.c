@@ -19,7 +19,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define LAYER_BYTES 400   /* a layer, without its path */
+#define LAYER_BYTES 300   /* a layer, without its path */
 #define HANDLE_BYTES 65536
 #define MOST 1026 /* the first length that must be refused: 1025 layers beneath the top */
 
