@@ -5,6 +5,7 @@
 #include "images.h"
 
 #include "pattern.h"
+#include "workdir.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +13,7 @@
 #include <unistd.h>
 
 #define BUFFER MIB
+#define CHAIN_RESERVE (512 * MIB) /* left to others */
 
 uint64_t scattered_piece(uint64_t size, uint64_t count, uint64_t piece, uint64_t index, uint64_t seed)
 {
@@ -78,6 +80,16 @@ int image_scatter(const char *path, uint64_t size, uint64_t data, uint64_t piece
   return data ? write_pieces(path, size, piece, data / piece, seed, true) : BENCH_OK;
 }
 
+int chain_room(const char *dir, const struct task *task, unsigned layers)
+{
+  uint64_t room = workdir_room(dir);
+
+  if (layers == task->chain || room >= CHAIN_RESERVE + task->layer_data)
+    return BENCH_OK;
+  return bench_skip("%s has only %" G_GUINT64_FORMAT " MiB left when %u of %u layers are made", dir, room / MIB,
+                    layers, task->chain);
+}
+
 int image_chain(const char *dir, const struct task *task, char **top)
 {
   g_autofree char *below = g_strdup("base.pcow");
@@ -94,6 +106,8 @@ int image_chain(const char *dir, const struct task *task, char **top)
     result = image_create(*top, 0, below);
     if (!result)
       result = image_scatter(*top, task->size, task->layer_data, 0, i);
+    if (!result)
+      result = chain_room(dir, task, i + 1);
     g_free(below);
     below = g_steal_pointer(&name);
   }

@@ -24,6 +24,10 @@ int image_scatter(const char *path, uint64_t size, uint64_t data, uint64_t piece
 /* A full base and LENGTH - 1 or more layers on it; *TOP is the path of the last one, to be freed. */
 int image_chain(const char *dir, const struct task *task, char **top);
 
+/* For who makes a chain, after LAYERS of it: skips the rest when others have taken so much meanwhile that the next
+ * ones could fill the file system, or the memory that it is in. */
+int chain_room(const char *dir, const struct task *task, unsigned layers);
+
 /* A raw file of which every page is written. Returns a descriptor or BENCH_*. */
 int file_fill(const char *path, uint64_t size);
 /* A raw file that is a hole. */
