@@ -108,9 +108,9 @@ void vmabudget_share(int more)
 
 bool vmabudget_ample(int64_t used)
 {
-  int64_t kept = (int64_t)limit / 8;
+  int64_t all = (int64_t)limit, kept = all / 8, room = vmabudget_room();
 
-  return vmabudget_room() > kept && used <= ((int64_t)limit - kept) / MAX(maps, 1);
+  return room > all / 2 || (room > kept && used <= (all - kept) / MAX(maps, 1));
 }
 
 void vmabudget_override(uint64_t max)

@@ -24,7 +24,7 @@ bool vmabudget_pressed(void);
 /* A map that first writes split was made (1), or ended (-1). */
 void vmabudget_share(int maps);
 /* Whether a map, in which first writes have added USED areas, may go on to spend two on a page that stands alone:
- * until an eighth of the budget is left, which merging needs, and of the rest no more than its share. */
+ * while half of the budget is free; and then, if it has less than its share, until an eighth is left. */
 bool vmabudget_ample(int64_t used);
 
 /* Areas that may still be added until then; negative: that many too many. By the tally. */

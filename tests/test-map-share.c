@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The VMA budget, shared: a map that is alone in its process spends most of it on first writes that stand
- * alone, which take a page and two areas each; of two maps, none takes what the other one may have.
+ * alone, which take a page and two areas each; of two maps, none takes what the other one may have; maps in which
+ * nothing happens are in nobody's way.
  *
  *     test-map-share [--dir DIR]
  */
@@ -43,7 +44,7 @@ static pcow_image *make(const char *name)
 
 int main(int argc, char **argv)
 {
-  pcow_image *image[3];
+  pcow_image *image[4];
   pcow_mapping *m[3];
   unsigned alone, first, second;
 
@@ -68,8 +69,18 @@ int main(int argc, char **argv)
   CHECK(first > alone / 3 && first < alone * 2 / 3, "the first of two may have %u, one alone %u", first, alone);
   CHECK(second > alone / 3, "the second of two may have %u, one alone %u", second, alone);
   OK(pcow_unmap(m[1]));
+  OK(pcow_unmap(m[2]));
+
+  /* Many that do nothing. */
+  image[3] = make("busy");
+  m[0] = test_map(image[3], NULL);
+  vmabudget_share(100);
+  vmabudget_override((vmabudget_counted() + ROOM) * 8 / 3);
+  first = write_alone(m[0]);
+  CHECK(first > alone / 3, "one map among idle ones may have %u pages alone, without them %u", first, alone);
+  vmabudget_share(-100);
   vmabudget_override(0);
-  for (unsigned i = 0; i < 3; i++)
+  for (unsigned i = 0; i < 4; i++)
     OK(pcow_close(image[i]));
   return 0;
 }
