@@ -2,12 +2,13 @@
  *
  * Copies in flight: while a first write copies many pages, which this test holds in the middle of it, first writes to
  * other pages of the unit are served; a write, a discard, a snapshot and a first write to the pages that are being
- * copied wait, and find or change what the copy brings. Nothing is copied twice.
+ * copied wait, and find or change what the copy brings. Nothing else empties them, or is copied twice.
  *
  *     test-copies [--dir DIR]
  */
 #include "testlib.h"
 
+#include "image.h"
 #include "persist.h"
 
 #include <glib.h>
@@ -195,6 +196,22 @@ static const struct operation operations[] = {
   { "growing", do_resize, check_snapshot },
 };
 
+/* Beside a copy nobody may have all of the unit, nor empty pages that are not present: some are in flight. */
+static void try_beside(void)
+{
+  struct unit *u;
+  int error;
+
+  pthread_rwlock_rdlock(&image->lock);
+  CHECK(!head_trylock_unit(image->head, 0, &error) && error == -EAGAIN, "a unit with pages in flight can be locked");
+  u = head_lock_beside(image->head, 0, &error);
+  CHECK(u && head_in_flight(u, at) && !head_in_flight(u, AWAY), "the wrong pages are in flight");
+  u->clean = false;             /* as after a punch that failed */
+  CHECK(head_publish(image->head, u, AWAY - 1, AWAY, HEAD_RESERVE, NULL) == -EAGAIN, "pages in flight are emptied");
+  head_unlock_unit(image->head, u);
+  pthread_rwlock_unlock(&image->lock);
+}
+
 static void round_of(const struct operation *operation, const char *base)
 {
   struct pcow_map_options options = PCOW_INIT(options);
@@ -218,6 +235,7 @@ static void round_of(const struct operation *operation, const char *base)
 
   SYS(-pthread_create(&others, NULL, run_others, NULL));
   CHECK(wait_for(&others_done, DEADLINE), "first writes to other pages wait for a copy");
+  try_beside();
   SYS(-pthread_create(&other, NULL, run_operation, (void *)(uintptr_t)operation));
   CHECK(!wait_for(&operation_done, MOMENT), "%s does not wait for a copy of its pages", operation->name);
   CHECK(!writer_done, "a store passed before its page was copied");
