@@ -22,7 +22,8 @@
 #define EVENTS_AT_ONCE 16
 #define STACK_BYTES (512u << 10)
 #define READ_PAUSE 1000         /* µs */
-#define FOLLOW_AFTER 32u        /* events of one thread */
+#define FOLLOW_AFTER 32u        /* events of one thread; more where it was found to stay, */
+#define FOLLOW_MOST 1024u       /* up to so many: to look where a thread is costs about as much as an event */
 
 static void hand_over(struct pcow_mapping *m, const struct fault *f, struct fault_queue *q)
 {
@@ -126,18 +127,19 @@ static int cpu_of(uint32_t tid)
 }
 
 /* A real-time thread stays where it is. When one thread raised many events in turn, the handler goes to its
- * CPU: to wake another one costs several times what a fault does. */
-static void follow(uint32_t tid, const cpu_set_t *allowed)
+ * CPU: to wake another one costs several times what a fault does. False: it was there. */
+static bool follow(uint32_t tid, const cpu_set_t *allowed)
 {
   int cpu = cpu_of(tid);
   cpu_set_t there;
 
   if (cpu < 0 || cpu == sched_getcpu() || !CPU_ISSET(cpu, allowed))
-    return;
+    return false;
   CPU_ZERO(&there);
   CPU_SET(cpu, &there);
   if (pthread_setaffinity_np(pthread_self(), sizeof(there), &there) == 0)
     pthread_setaffinity_np(pthread_self(), sizeof(*allowed), allowed);
+  return true;
 }
 
 static void *handler_main(void *argument)
@@ -145,7 +147,7 @@ static void *handler_main(void *argument)
   struct pcow_mapping *m = argument;
   cpu_set_t allowed;
   uint32_t tid = 0;
-  unsigned in_turn = 0;
+  unsigned in_turn = 0, follow_after = FOLLOW_AFTER;
   bool followed;
   struct uffd_msg msgs[EVENTS_AT_ONCE];
 
@@ -159,10 +161,15 @@ static void *handler_main(void *argument)
     for (ssize_t i = 0; i < n / (ssize_t)sizeof(msgs[0]); i++) {
       if (!handle(m, &msgs[i], m->buffers))
         return NULL;
-      in_turn = msgs[i].arg.pagefault.feat.ptid == tid ? in_turn + 1 : 0;
-      tid = msgs[i].arg.pagefault.feat.ptid;
-      if (in_turn % FOLLOW_AFTER == FOLLOW_AFTER - 1 && followed)
-        follow(tid, &allowed);
+      if (msgs[i].arg.pagefault.feat.ptid != tid) {
+        tid = msgs[i].arg.pagefault.feat.ptid;
+        in_turn = 0;
+        follow_after = FOLLOW_AFTER;
+      }
+      if (++in_turn >= follow_after && followed) {
+        follow_after = follow(tid, &allowed) ? FOLLOW_AFTER : MIN(2 * follow_after, FOLLOW_MOST);
+        in_turn = 0;
+      }
     }
   }
 }
