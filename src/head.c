@@ -482,6 +482,20 @@ static GArray *capture_all(struct head *h)
   return all;
 }
 
+/* Where a fence is soon over, the lock of a unit may be held across it. False: there is none. */
+static bool settle_one(struct head *h, int *error)
+{
+  uint64_t number = persist_get_mode(h->store->p) == PERSIST_PMEM ? head_next_pending(h, 0) : UINT64_MAX;
+  struct unit *u = number < UINT64_MAX ? head_lock_unit(h, number, error) : NULL;
+  bool some = u && u->unsettled_first < u->unsettled_end;
+
+  if (some)
+    *error = head_settle_unit(h, u);
+  if (u)
+    head_unlock_unit(h, u);
+  return some;
+}
+
 int head_settle(struct head *h)
 {
   g_autoptr(GArray) all = NULL;
@@ -489,8 +503,12 @@ int head_settle(struct head *h)
 
   /* One at a time: a second flush must not return before the first, which may have taken its pages. */
   g_mutex_lock(&h->settle_lock);
-  if (head_next_pending(h, 0) == UINT64_MAX) {
+  if (atomic_load(&h->pending) == 0) {
     ret = ORDERED("flush 1.2", persist_fence(h->store->p));
+    g_mutex_unlock(&h->settle_lock);
+    return ret;
+  }
+  if (atomic_load(&h->pending) == 1 && settle_one(h, &ret)) {
     g_mutex_unlock(&h->settle_lock);
     return ret;
   }

@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#define ACCOUNT_LEAST 512u      /* pages */
 #define FOUND_MOST 85u          /* what the kernel allocates for them takes 2 KiB */
 
 static gint compare_keys(gconstpointer a, gconstpointer b)
@@ -34,6 +35,7 @@ static void tally(struct pcow_mapping *m)
   uint64_t n = (uint64_t)g_tree_nnodes(m->async_units) + (uint64_t)g_tree_nnodes(m->dirty_units) +
                (uint64_t)g_tree_nnodes(m->lost_units);
 
+  atomic_store_explicit(&m->losing, g_tree_nnodes(m->lost_units) > 0, memory_order_release);
   atomic_store_explicit(&m->tracked, n + m->scan_failed + m->all_async, memory_order_release);
 }
 
@@ -174,6 +176,8 @@ uint64_t tracking_next_lost(struct pcow_mapping *m, uint64_t unit)
 {
   uint64_t next;
 
+  if (!atomic_load_explicit(&m->losing, memory_order_acquire))
+    return m->unit_count;
   g_mutex_lock(&m->track_lock);
   next = next_in(m->lost_units, unit, m->unit_count);
   g_mutex_unlock(&m->track_lock);
@@ -254,6 +258,8 @@ static int scan_units(struct pcow_mapping *m, uint64_t first, uint64_t end, bool
   uint64_t unit_end = (end + m->unit_pages - 1) >> m->unit_shift;
   uint64_t unit = next_in(m->async_units, first >> m->unit_shift, unit_end);
   uint64_t found = 0;
+  /* A few pages cost the same whatever is resident. */
+  bool account = end - first >= ACCOUNT_LEAST;
   int64_t since;
   int ret = 0;
 
@@ -261,16 +267,17 @@ static int scan_units(struct pcow_mapping *m, uint64_t first, uint64_t end, bool
   if (m->all_async)
     return scan(m, first, end, protect, m->found, FOUND_MOST, mark_found, &found);
 
-  since = unit < unit_end ? adapt_clock() : 0;
+  since = account && unit < unit_end ? adapt_clock() : 0;
   while (ret == 0 && unit < unit_end) {
-    int64_t now;
-
     found = 0;
     ret = scan(m, MAX(first, map_unit_first(m, unit)), MIN(end, map_unit_first(m, unit + 1)), protect, m->found,
                FOUND_MOST, mark_found, &found);
-    now = adapt_clock();
-    adapt_scanned(m, m->units[unit], since, now, found);
-    since = now;
+    if (account) {
+      int64_t now = adapt_clock();
+
+      adapt_scanned(m, m->units[unit], since, now, found);
+      since = now;
+    }
     unit = next_in(m->async_units, unit + 1, unit_end);
   }
   return ret;
@@ -278,6 +285,8 @@ static int scan_units(struct pcow_mapping *m, uint64_t first, uint64_t end, bool
 
 uint64_t tracking_next_costly(struct pcow_mapping *m, uint64_t unit, uint64_t end)
 {
+  if (unit >= end)
+    return end;
   g_mutex_lock(&m->track_lock);
   unit = next_in(m->async_units, unit, end);
   while (unit < end && !adapt_is_costly(m, m->units[unit]))
@@ -317,6 +326,8 @@ uint64_t tracking_next_dirty(struct pcow_mapping *m, uint64_t unit, uint64_t end
 {
   uint64_t next;
 
+  if (unit >= end)
+    return end;
   g_mutex_lock(&m->track_lock);
   next = next_in(m->dirty_units, unit, end);
   g_mutex_unlock(&m->track_lock);
