@@ -33,8 +33,11 @@ struct map_unit *map_unit_get(struct pcow_mapping *m, uint64_t unit)
     mu->number = unit;
     if (m->all_async)
       map_unit_set(m, &mu->async, 0, m->unit_pages);
+    if (map_is_late(m, unit))
+      map_unit_set(m, &mu->fill, 0, MIN(m->unit_pages, map_pages(m) - map_unit_first(m, unit)));
     if (!g_atomic_pointer_compare_and_exchange(&m->units[unit], NULL, mu)) {
       g_free(mu->async);
+      g_free(mu->fill);
       g_free(mu);
       mu = g_atomic_pointer_get(&m->units[unit]);
     }
@@ -63,6 +66,7 @@ void map_unit_free_all(struct pcow_mapping *m)
     g_free(mu->dense);
     g_free(mu->fill);
     g_free(mu->resident);
+    g_free(mu->lazy);
     g_free(mu->async);
     g_free(mu->dirty);
     g_free(mu->kept);
@@ -97,6 +101,7 @@ void area_forget(struct pcow_mapping *m, struct map_unit *mu, uint64_t first, ui
     m->dram_pages -= bits_count(mu->resident, first, end);
   clear_bits(mu->resident, first, end);
   clear_bits(mu->fill, first, end);
+  clear_bits(mu->lazy, first, end);
   clear_bits(mu->dense, first, end);
   clear_bits(mu->writable, first, end);
   clear_bits(mu->ahead, first, end);
@@ -209,6 +214,30 @@ int area_track(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
   return 0;
 }
 
+int area_lower(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end, int fd, uint64_t offset)
+{
+  uint64_t page = map_unit_first(m, unit) + first, length = (end - first) * PAGE_BYTES;
+  uint8_t *side = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)offset);
+  int ret;
+
+  if (side == MAP_FAILED)
+    return failed(m, errno, "map", page, length);
+  madvise(side, length, MADV_DONTFORK);
+  ret = uffd_register(m->uffd, side, length, UFFD_WP);
+  if (ret == 0)
+    ret = uffd_protect(m->uffd, side, length);
+  if (ret) {
+    munmap(side, length);
+    return failed(m, -ret, "protect", page, length);
+  }
+  ret = side_move(m, side, page, length);
+  if (ret)
+    return ret;
+  area_forget(m, map_unit_get(m, unit), first, end);
+  area_note(m, map_unit_get(m, unit), first, end, false, false);
+  return 0;
+}
+
 int area_fill(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end)
 {
   uint64_t page = map_unit_first(m, unit) + first, length = (end - first) * PAGE_BYTES;
@@ -252,13 +281,14 @@ void area_advise(const struct pcow_mapping *m, uint8_t *address, uint64_t length
     madvise(address, length, MADV_RANDOM);
 }
 
-static int share_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first, uint64_t end)
+static int share_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first, uint64_t end,
+                     bool populate)
 {
   uint64_t page = map_unit_first(m, u->number) + first, length = (end - first) * PAGE_BYTES;
   uint8_t *address = map_address(m, page);
-  bool populate = m->populate && length <= HUGE_BYTES;
   int flags = m->shared_flags | MAP_FIXED;
 
+  populate = populate && m->populate && length <= HUGE_BYTES;
   /* On tmpfs nobody asks which pages were stored to: what a read maps is writable, 16 pages at a time.
    * Elsewhere the first write to each page would be a fault once more. */
   if (populate && m->tmpfs)
@@ -290,11 +320,16 @@ int area_share(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
       to = map_find(mu->writable, first, end, false);
     } else {
       to = MIN(map_find(mu->dense, first, end, true), map_find(mu->writable, first, end, true));
-      ret = share_run(m, u, mu, first, to);
+      ret = share_run(m, u, mu, first, to, true);
     }
     first = to;
   }
   return ret;
+}
+
+int area_share_late(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
+{
+  return share_run(m, u, map_unit_get(m, u->number), first, end, false);
 }
 
 int area_write_back(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)

@@ -24,6 +24,7 @@
 #define FACTOR_COPY 2u          /* growth of sequential first writes where there is something to copy … */
 #define FACTOR_THIN 8u          /* … and where space is all that is needed */
 #define COPY_AT_ONCE 16u         /* pages that the handler copies itself */
+#define LAZY_PAGES ((UINT64_C(1) << 30) / PAGE_BYTES)   /* zeros armed at once, at most */
 #define WAIT_NSEC 20000000      /* between looks at whether the mapping ends */
 
 /* How a unit is locked, and so what may be done. */
@@ -39,6 +40,7 @@ struct outcome {
   int ret;
   bool later;                   /* not in this turn */
   bool large;                   /* because it takes a copy of many pages */
+  bool laid_out;                /* the unit was late */
   bool held;                    /* until pcow_mapping_resume() */
 };
 
@@ -244,20 +246,43 @@ static void give_up(struct pcow_mapping *m, uint64_t page, bool locked, struct o
 
 /* ---- One fault ---- */
 
+/* Zeros around PAGE of a unit that was late. */
+static int arm_lazy(struct pcow_mapping *m, const struct unit *u, const struct map_unit *mu, uint64_t page,
+                    struct outcome *o)
+{
+  o->first = page & ~(LAZY_PAGES - 1);
+  o->end = MIN(o->first + LAZY_PAGES, m->unit_pages);
+  for (uint64_t at = o->first; (at = bits_find(mu->lazy, at, page, false)) < page;)
+    o->first = at = bits_find(mu->lazy, at, page, true);
+  o->end = bits_find(mu->lazy, page, o->end, false);
+  head_trim_flights(u, page, &o->first, &o->end);
+  return area_zero(m, mu->number, o->first, o->end);
+}
+
 /* The unit is locked. */
 static void resolve(struct pcow_mapping *m, struct unit *u, const struct fault *f, uint8_t *buffer, enum turn turn,
                     struct outcome *o)
 {
   uint64_t zero = map_unit_first(m, u->number), page = f->page - zero;
-  struct map_unit *mu = map_unit_get(m, u->number);
+  bool late = map_is_late(m, u->number);
+  struct map_unit *mu;
 
   if (head_in_flight(u, page)) {
     o->later = true;
     return;
   }
+  /* Who waits in the unit is woken by that. What the page needs beyond being laid out is done as always. */
+  if (late && late_lay_out(m, u, turn != AT_ONCE) == -EAGAIN) {
+    o->later = true;
+    return;
+  }
+  o->laid_out = late;
+  mu = map_unit_get(m, u->number);
   o->first = page;
   o->end = page + 1;
-  if (map_test(mu->dense, page)) {
+  if (late && (map_test(mu->writable, page) || map_test(mu->async, page))) {
+    /* Nothing. */
+  } else if (map_test(mu->dense, page)) {
     m->write_faults++;
     o->ret = dense_hole(m, u, page, o);
   } else if (map_test(mu->writable, page) || map_test(mu->async, page)) {
@@ -271,6 +296,8 @@ static void resolve(struct pcow_mapping *m, struct unit *u, const struct fault *
     o->ret = first_write(m, u, page, turn, o);
     if (o->ret != -EAGAIN)
       m->write_faults++;
+  } else if (map_test(mu->lazy, page)) {
+    o->ret = turn == AT_ONCE ? -EAGAIN : arm_lazy(m, u, mu, page, o);
   } else if (map_test(mu->fill, page) && !map_test(mu->resident, page)) {
     o->ret = filling_read(m, u, u->number, page, buffer, turn != AT_ONCE);
     if (o->ret != -EAGAIN)
@@ -315,6 +342,8 @@ static void serve_writable(struct pcow_mapping *m, const struct fault *f, uint8_
   }
   resolve(m, u, f, buffer, turn, o);
   head_unlock_unit(h, u);
+  if (o->laid_out)
+    late_neighbours(m, unit, turn != AT_ONCE);
 }
 
 static void serve_readonly(struct pcow_mapping *m, const struct fault *f, uint8_t *buffer, struct outcome *o)

@@ -169,7 +169,7 @@ static int check_range(struct pcow_mapping *m, uint64_t offset, uint64_t length,
 
 /* Nothing is async, or was when an earlier flush took it that is not done with it, and nothing is pending: stores
  * reached the slots, and no other thread's work is to be waited for. It cannot change under a caller's stores: where
- * nothing is async, pages become it only in units that are new to the map. So this takes no lock, and no
+ * nothing is async, pages become it only in units that are new to the map, or late: of those L.1 tells first. So this takes no lock, and no
  * instruction that waits until the caller's stores have left the CPU: the fence does, once. */
 static bool is_idle(const struct pcow_mapping *m)
 {
@@ -256,7 +256,7 @@ bool mapping_settles(const struct pcow_image *image) { return image->map && !ima
 int mapping_overlay(struct pcow_image *image, struct unit *u, uint64_t offset, void *buffer, uint64_t length)
 {
   struct pcow_mapping *m = image->map;
-  struct map_unit *mu = m && m->flush_durable ? map_unit_get(m, u->number) : NULL;
+  struct map_unit *mu = m && m->flush_durable && !map_is_late(m, u->number) ? map_unit_get(m, u->number) : NULL;
   uint64_t first = offset >> PAGE_SHIFT, end = (offset + length + PAGE_BYTES - 1) >> PAGE_SHIFT;
   g_autofree uint64_t *bits = NULL;
   int ret;

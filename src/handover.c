@@ -297,9 +297,12 @@ static int hold_pieces(struct pcow_mapping *m, struct unit *u, struct map_unit *
 
 int handover_hold(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
 {
-  struct map_unit *mu = map_unit_get(m, u->number);
+  struct map_unit *mu;
   int ret = 0;
 
+  if (map_is_late(m, u->number))
+    return 0;
+  mu = map_unit_get(m, u->number);
   if (m->all_async && map_find(mu->async, first, end, true) < end)
     return fail(EBUSY, "%s: pages of the mapping cannot be moved: userfaultfd, which would hold who writes to "
                 "them, is not permitted", m->image->path);

@@ -111,6 +111,7 @@ static void mapping_free(struct pcow_mapping *m)
   tracking_stop(m);
   map_unit_free_all(m);
   g_free(m->units);
+  g_free(m->late);
   g_queue_clear_full(&m->waiting.faults, g_free);
   g_queue_clear_full(&m->copying.faults, g_free);
   g_queue_clear(&m->fills);
@@ -431,6 +432,7 @@ API int pcow_mapping_get_stats(pcow_mapping *mapping, struct pcow_mapping_stats 
     .vmas = vmabudget_counted(),
     .vma_budget = vmabudget_limit(),
     .merges = m->merges,
+    .units_late = m->late_units,
     .flushes = m->flushes,
     .pages_flushed = m->flushed,
     .pages_handed_over = m->handed_over,

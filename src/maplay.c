@@ -30,7 +30,7 @@ static int place_anonymous(struct pcow_mapping *m, const struct segment *s)
                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
 }
 
-static int place_file(struct pcow_mapping *m, const struct segment *s)
+int lay_file(struct pcow_mapping *m, const struct segment *s)
 {
   uint64_t length = s->count * PAGE_BYTES;
   int fd, ret;
@@ -95,18 +95,29 @@ static int track(struct laying *p, const struct segment *s)
 /* Lower pages of which the kernel makes the copies. */
 static int lay_async(struct laying *p, const struct segment *s)
 {
-  int ret = place_file(p->m, s);
+  int ret = lay_file(p->m, s);
 
   p->m->lower_tmpfs |= s->layer->tmpfs;
   return ret ? ret : track(p, s);
 }
 
-static int make_lazy(struct pcow_mapping *m, const struct segment *s)
+/* Without pages: every access raises an event. Zeros and late units side by side are one area. */
+static int lay_empty(struct pcow_mapping *m, const struct segment *s)
 {
-  int ret = uffd_register(m->uffd, map_address(m, s->page), s->count * PAGE_BYTES, UFFD_MISSING);
+  int ret = place_anonymous(m, s);
 
   if (ret)
-    return cannot_track(m, ret);
+    return ret;
+  ret = uffd_register(m->uffd, map_address(m, s->page), s->count * PAGE_BYTES, UFFD_MISSING | UFFD_WP);
+  return ret ? cannot_track(m, ret) : 0;
+}
+
+static int make_lazy(struct pcow_mapping *m, const struct segment *s)
+{
+  int ret = lay_empty(m, s);
+
+  if (ret)
+    return ret;
   for (uint64_t at = s->page; at < s->page + s->count;) {
     uint64_t to = MIN((at / LAZY_CHUNK_PAGES + 1) * LAZY_CHUNK_PAGES, s->page + s->count);
     struct lazy z = { at, to, 0 };
@@ -122,14 +133,15 @@ static int lay_zero(struct laying *p, const struct segment *s)
 {
   struct pcow_mapping *m = p->m;
   uint64_t length = s->count * PAGE_BYTES;
-  int ret = place_anonymous(m, s);
+  int ret;
 
+  if (m->writable && !m->all_async && length > m->eager_left && length >= LAZY_LEAST_BYTES)
+    return make_lazy(m, s);
+  ret = place_anonymous(m, s);
   if (ret || !m->writable)
     return ret;
   if (m->all_async)
     return track(p, s);
-  if (length > m->eager_left && length >= LAZY_LEAST_BYTES)
-    return make_lazy(m, s);
   m->eager_left -= MIN(m->eager_left, length);
   if (m->huge_zero && length >= HUGE_BYTES) {
     ret = area_arm_memory(m, map_address(m, s->page), length);
@@ -180,6 +192,10 @@ static void note(struct pcow_mapping *m, const struct segment *s)
 {
   uint64_t end = s->page + s->count;
 
+  if (s->kind == SEGMENT_LATE) {
+    bits_set(m->late, s->page >> m->unit_shift, (end + m->unit_pages - 1) >> m->unit_shift);
+    return;
+  }
   for (uint64_t at = s->page; at < end;) {
     uint64_t unit = at >> m->unit_shift, zero = map_unit_first(m, unit);
     uint64_t to = MIN(end, zero + m->unit_pages);
@@ -223,7 +239,7 @@ int lay_segment(struct laying *p, const struct segment *s)
       ret = lay_async(p, s);
       break;
     }
-    ret = place_file(m, s);
+    ret = lay_file(m, s);
     if (ret == 0 && p->arm_to != s->page) {
       ret = arm_pending(p);
       p->arm_from = s->page;
@@ -234,10 +250,13 @@ int lay_segment(struct laying *p, const struct segment *s)
     ret = lay_fill(m, s);
     break;
   case SEGMENT_SHARED:
-    ret = place_file(m, s);
+    ret = lay_file(m, s);
+    break;
+  case SEGMENT_LATE:
+    ret = lay_empty(m, s);
     break;
   case SEGMENT_DENSE:
-    ret = place_file(m, s);
+    ret = lay_file(m, s);
     if (ret == 0)
       ret = uffd_register(m->uffd, map_address(m, s->page), s->count * PAGE_BYTES, UFFD_MISSING);
     if (ret < 0)

@@ -24,7 +24,7 @@ int mapping_published(struct pcow_image *image, struct unit *u, uint64_t first, 
   uint64_t zero;
   int ret;
 
-  if (!m)
+  if (!m || map_is_late(m, u->number))
     return 0;
   zero = map_unit_first(m, u->number);
   ret = area_arm_range(m, zero + first, zero + end);
@@ -105,7 +105,7 @@ int mapping_discard(struct pcow_image *image, struct unit *u, uint64_t first, ui
   struct map_unit *mu;
   int ret;
 
-  if (!m)
+  if (!m || map_is_late(m, u->number))
     return 0;
   mu = map_unit_get(m, u->number);
   needs = g_try_malloc0(bits_words(end - first) * 8);
@@ -137,7 +137,7 @@ void mapping_undo_discard(struct pcow_image *image, struct unit *u, uint64_t fir
   struct pcow_mapping *m = image->map;
   uint64_t zero;
 
-  if (!m)
+  if (!m || map_is_late(m, u->number))
     return;
   zero = map_unit_first(m, u->number);
   /* What was shared is zeros now, and can be written to. */
@@ -166,7 +166,9 @@ int mapping_discarded(struct pcow_image *image, struct unit *u, uint64_t first, 
   struct pcow_mapping *m = image->map;
   int ret = 0;
 
-  while (m && ret == 0 && first < end) {
+  if (!m || map_is_late(m, u->number))
+    return 0;
+  while (ret == 0 && first < end) {
     const struct map_unit *mu = map_unit_get(m, u->number);
     uint64_t to;
 
@@ -232,12 +234,12 @@ static int cut_away(struct pcow_mapping *m, struct unit *u, const uint64_t *stor
   return ret;
 }
 
-static bool has_lazy(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end)
+static bool has_lazy(struct pcow_mapping *m, const struct map_unit *mu, uint64_t first, uint64_t end)
 {
   uint64_t from = first, to = end;
 
-  area_trim_lazy(m, unit, first, &from, &to);
-  return to < end;
+  area_trim_lazy(m, mu->number, first, &from, &to);
+  return to < end || map_find(mu->lazy, first, end, true) < end;
 }
 
 /* From here on no store reaches the unit's slot. */
@@ -271,7 +273,7 @@ static int cut_unit(struct pcow_mapping *m, struct unit *u, struct map_unit *mu)
    * stores that came after what was published of them. */
   whole = count_runs(stored, pages) > PIECES_MOST && map_find(mu->async, first, end, true) == end;
   in_place = m->tmpfs && map_find(mu->dense, first, end, true) == end;
-  if (whole && in_place && map_find(mu->fill, first, end, true) == end && !has_lazy(m, u->number, first, end))
+  if (whole && in_place && map_find(mu->fill, first, end, true) == end && !has_lazy(m, mu, first, end))
     return cut_in_place(m, u, mu, first, end);
   if (whole && !m->tmpfs)
     return cut_away(m, u, stored, first, end);
@@ -347,7 +349,7 @@ int mapping_leave(struct pcow_image *image, uint64_t unit, const uint64_t *bits,
   uint64_t zero;
   int ret = 0;
 
-  if (!m || map_unit_first(m, unit) >= map_pages(m))
+  if (!m || map_unit_first(m, unit) >= map_pages(m) || map_is_late(m, unit))
     return 0;
   zero = map_unit_first(m, unit);
   mu = map_unit_get(m, unit);
@@ -377,6 +379,7 @@ int mapping_leave(struct pcow_image *image, uint64_t unit, const uint64_t *bits,
 int mapping_grow(struct pcow_image *image, uint64_t old_size, uint64_t new_size)
 {
   struct pcow_mapping *m = image->map;
+  uint64_t old_pages = old_size / PAGE_BYTES, units;
   unsigned lazies;
   int ret;
 
@@ -386,13 +389,19 @@ int mapping_grow(struct pcow_image *image, uint64_t old_size, uint64_t new_size)
     return fail(ENOSPC, "%s: the mapping has reserved %" PRIu64 " bytes and cannot grow to %" PRIu64,
                 image->path, m->reserve, new_size);
   lazies = m->lazies->len;
-  ret = plan_apply(m, old_size / PAGE_BYTES, new_size / PAGE_BYTES);
+  units = (old_pages + m->unit_pages - 1) >> m->unit_shift;
+  /* A unit is late as a whole: what there is of the last one is filled on demand instead. */
+  if (old_pages & (m->unit_pages - 1) && map_is_late(m, old_pages >> m->unit_shift))
+    map_unit_get(m, old_pages >> m->unit_shift);
+  ret = plan_apply(m, old_pages, new_size / PAGE_BYTES);
   if (ret == 0) {
     m->size = new_size;
     return 0;
   }
   mmap(m->base + old_size, new_size - old_size, PROT_NONE,
        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (m->late)
+    bits_clear(m->late, units, m->unit_count);
   m->lazy_left -= (gint)(m->lazies->len - lazies);
   g_array_set_size(m->lazies, lazies);
   return ret;

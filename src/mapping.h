@@ -63,6 +63,9 @@ int mapping_leave(struct pcow_image *image, uint64_t unit, const uint64_t *bits,
 /* The virtual size rose: maps what was added. -ENOSPC when the reservation is too small. */
 int mapping_grow(struct pcow_image *image, uint64_t old_size, uint64_t new_size);
 
+/* For tests: takes PIECES for how many are laid out when a map is made; UINT64_MAX: as always. */
+void mapping_override_eager(uint64_t pieces);
+
 /* Unmaps all mappings of the handle, for pcow_close(); also when a flush fails, which is returned. */
 int mapping_close_all(struct pcow_image *image);
 

@@ -3,16 +3,30 @@
  * What a mapping consists of when it is made or grows: the image's view, unit by unit, as segments,
  * neighbours merged. Where that makes too many VMAs, units get coarser: first lower pages are filled on
  * demand instead of mapped, then gaps between the head's pages are published, so that a unit is one VMA.
+ *
+ * Of a writable map, only so many pieces, and units, are laid out when it is made. All others are late: their
+ * first access does it (maplate.c), so that a map is made in a time that does not grow with the image.
  */
 #include "mapstate.h"
 
+#include "error.h"
+#include "mapping.h"
 #include "uffd.h"
 #include "vmabudget.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #define SPARE_SEGMENTS 65536u   /* kept beyond what there is room for: a piece may have 32768 */
+/* A map that has no more than these is laid out as a whole when it is made … */
+#define WHOLE_PIECES 1024u      /* a unit that has anything counts as one more */
+#define WHOLE_BYTES (UINT64_C(8) << 30) /* of such units */
+/* … of others so much. */
+#define PART_PIECES 256u
+#define PART_BYTES (UINT64_C(2) << 30)
+#define LATE_BYTES (UINT64_C(1) << 30)  /* units that have nothing are told apart, if so much follows each other … */
+#define LATE_PARTS 1024u        /* … and is no smaller part of the map */
 
 enum policy { POLICY_RUNS, POLICY_FILL, POLICY_JOIN };
 
@@ -26,6 +40,10 @@ struct unit_cost {
 struct plan {
   struct pcow_mapping *m;
   uint64_t first, end;          /* pages of the mapping */
+  uint64_t planned;             /* pages of units that have something */
+  uint64_t late;                /* where late units begin, or would */
+  unsigned late_segments, late_costs;   /* how many there were before that … */
+  struct segment late_last;     /* … and the last one as it was */
   GArray *segments;
   uint64_t counted;             /* segments that were too many to be kept */
   uint64_t room;                /* for VMAs */
@@ -325,8 +343,81 @@ static int build_skip(struct plan *p, uint64_t *page)
   return ret;
 }
 
+static _Atomic uint64_t eager_override = UINT64_MAX;
+
+void mapping_override_eager(uint64_t pieces) { eager_override = pieces; }
+
+static bool is_beyond(const struct plan *p, uint64_t pieces, uint64_t bytes)
+{
+  if (eager_override != UINT64_MAX)
+    pieces = eager_override;
+  return p->segments->len + p->counted + (p->planned >> p->m->unit_shift) >= pieces ||
+         p->planned >= bytes / PAGE_BYTES;
+}
+
+/* PAGE is where a unit begins that has something: notes whether all from here on should be late in case the map
+ * is large, or finds that it is. */
+static bool is_enough(struct plan *p, uint64_t page)
+{
+  const struct pcow_mapping *m = p->m;
+
+  if (p->chosen)
+    return page >= p->late;     /* as the first time */
+  if (!m->writable || m->all_async || page & (m->unit_pages - 1) || !is_beyond(p, PART_PIECES, PART_BYTES))
+    return false;
+  if (p->late == UINT64_MAX) {
+    p->late = page;
+    p->late_segments = p->segments->len;
+    p->late_costs = p->costs->len;
+    if (p->segments->len)
+      p->late_last = g_array_index(p->segments, struct segment, p->segments->len - 1);
+  }
+  return is_beyond(p, WHOLE_PIECES, WHOLE_BYTES);
+}
+
+/* Back to where late units begin. */
+static void cut(struct plan *p)
+{
+  if (p->chosen || p->counted)
+    return;
+  g_array_set_size(p->segments, p->late_segments);
+  g_array_set_size(p->costs, p->late_costs);
+  if (p->late_segments)
+    g_array_index(p->segments, struct segment, p->late_segments - 1) = p->late_last;
+}
+
+/* Units from PAGE on: those that have nothing are zeros, as far as that is cheaply found out. */
+static int build_late(struct plan *p, uint64_t page)
+{
+  struct pcow_mapping *m = p->m;
+  uint64_t step = MAX(LATE_BYTES / PAGE_BYTES, (p->end - p->first) / LATE_PARTS);
+  int ret = 0;
+
+  step = MAX(step >> m->unit_shift, 1) << m->unit_shift;
+  if (!m->late)
+    m->late = g_try_malloc0(bits_words(m->unit_count) * 8);
+  if (!m->late)
+    return fail(ENOMEM, "%s: no memory for a mapping of %" PRIu64 " units", m->image->path, m->unit_count);
+  while (ret == 0 && page < p->end) {
+    uint64_t next;
+
+    ret = image_next(m->image, page, p->end, &next);
+    if (ret)
+      break;
+    if (next < p->end)
+      next = map_unit_first(m, next >> m->unit_shift);
+    if (next > page)
+      add(p->segments, page, next - page, SEGMENT_ZERO, NULL, 0);
+    page = MIN(p->end, next + step);
+    if (next < page)
+      add(p->segments, next, page - next, SEGMENT_LATE, NULL, 0);
+  }
+  return ret;
+}
+
 static int build(struct plan *p)
 {
+  struct pcow_mapping *m = p->m;
   int ret = 0;
 
   g_array_set_size(p->segments, 0);
@@ -337,11 +428,20 @@ static int build(struct plan *p)
     ret = build_skip(p, &page);
     if (ret || page > from)
       continue;
-    unit = page >> p->m->unit_shift;
-    ret = build_unit(p, unit, page - map_unit_first(p->m, unit),
-                     MIN(p->end - map_unit_first(p->m, unit), p->m->unit_pages));
-    page = map_unit_first(p->m, unit + 1);
+    if (is_enough(p, page)) {
+      p->late = p->counted ? page : p->late;
+      cut(p);
+      m->eager_left = 0;
+      return build_late(p, p->late);
+    }
+    unit = page >> m->unit_shift;
+    p->planned += m->unit_pages;
+    ret = build_unit(p, unit, page - map_unit_first(m, unit),
+                     MIN(p->end - map_unit_first(m, unit), m->unit_pages));
+    page = map_unit_first(m, unit + 1);
   }
+  if (!p->chosen)
+    p->late = UINT64_MAX;       /* the map is not large */
   return ret;
 }
 
@@ -358,7 +458,7 @@ static void want_events(struct plan *p)
 
 int plan_apply(struct pcow_mapping *m, uint64_t first, uint64_t end)
 {
-  struct plan p = { .m = m, .first = first, .end = end };
+  struct plan p = { .m = m, .first = first, .end = end, .late = UINT64_MAX };
   struct laying laying = { .m = m };
   int ret;
 

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * A mapping: what each page of the range is mapped from, and who may change that. Private to map.c,
- * mapplan.c, maplay.c, area.c, fault.c, faultthreads.c, window.c, filling.c, merge.c, maplive.c, tracking.c, flush.c
- * and handover.c.
+ * mapplan.c, maplay.c, maplate.c, area.c, fault.c, faultthreads.c, window.c, filling.c, merge.c, maplive.c, tracking.c,
+ * flush.c and handover.c.
  *
  * A page is in one of these states; only the last three can be stored to without an event:
  *
  *   armed      private memory (of a lower file on tmpfs, or zeros), write-protected: reading costs no
  *              event, the first write raises one
- *   lazy       zeros far out in a large range, registered MISSING: the first access to the chunk arms it
+ *   late       of a unit that nobody has accessed since the map was made, anonymous memory without pages: as
+ *              fill, but the first access lays the unit out
+ *   lazy       zeros far out in a large range, or of a unit that was late: the first read of the piece arms it
  *   fill       anonymous memory, MISSING and write-protected: filled with what lies beneath when it is
  *              read, dropped when there is too much of it
  *   async      private memory of a lower file, of any kind; flush-durable maps only. The kernel makes the copy
@@ -48,6 +50,7 @@ struct map_unit {
   uint64_t *dense;
   uint64_t *fill;
   uint64_t *resident;           /* of fill: there is a clean copy */
+  uint64_t *lazy;               /* zeros not armed yet; but see lazies of the mapping */
   uint64_t *async;
   uint64_t *dirty;              /* of async; the four under track_lock */
   uint64_t dirty_pages;
@@ -107,6 +110,7 @@ struct pcow_mapping {
   uint64_t dram_limit;          /* pages */
   struct map_unit **units;
   uint64_t unit_count;
+  uint64_t *late;               /* bits of units: late, while they have no map_unit; NULL: none */
   pcow_nospace_fn nospace;
   void *opaque;
 
@@ -157,6 +161,7 @@ struct pcow_mapping {
   int64_t merge_pause;          /* room below which merging, which found nothing, is tried again */
 
   _Atomic uint64_t faults, write_faults, fill_faults, duplicates, copied, reserved, dram_pages, merges;
+  _Atomic uint64_t late_units;
   _Atomic uint64_t flushes, flushed, handed_over, scans, kept, units_protected;
 };
 
@@ -178,6 +183,12 @@ static inline uint64_t map_unit_first(const struct pcow_mapping *m, uint64_t uni
   return unit << m->unit_shift;
 }
 
+/* The unit was not laid out yet. Says so until the unit's lock is let go by who has it. */
+static inline bool map_is_late(const struct pcow_mapping *m, uint64_t unit)
+{
+  return m->late && bits_test(m->late, unit) && !g_atomic_pointer_get(&m->units[unit]);
+}
+
 static inline bool map_test(const uint64_t *bits, uint64_t page) { return bits && bits_test(bits, page); }
 
 /* As bits_find() for a bitmap that may be missing. */
@@ -188,6 +199,7 @@ static inline uint64_t map_find(const uint64_t *bits, uint64_t first, uint64_t e
 
 /* ---- area.c: what is mapped; bits are kept up to date ---- */
 
+/* A unit that was late is filled on demand from now on. The unit is locked, or the image exclusively. */
 struct map_unit *map_unit_get(struct pcow_mapping *m, uint64_t unit);
 void map_unit_set(struct pcow_mapping *m, uint64_t **bits, uint64_t first, uint64_t end);
 void map_unit_free_all(struct pcow_mapping *m);
@@ -208,6 +220,8 @@ bool area_reads_ahead(const struct pcow_mapping *m, uint64_t length);
 
 /* Present, durable and backed pages are mapped from the slot. -ENOMEM: too many VMAs. Any thread. */
 int area_share(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
+/* The same for pages that are not yet: their page tables are left to whoever accesses them. */
+int area_share_late(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
 
 /* Writes back the cache lines of pages that are mapped from the slot. Owed: a fence. */
 int area_write_back(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
@@ -215,6 +229,8 @@ int area_write_back(struct pcow_mapping *m, struct unit *u, uint64_t first, uint
 /* The following move a region over running writers: not on the handler thread. */
 int area_zero(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end);
 int area_fill(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end);
+/* What lies at OFFSET of a lower file on tmpfs, armed. */
+int area_lower(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end, int fd, uint64_t offset);
 /* All pages are present, and the slot is about to be frozen: they are async ones of it. */
 int area_track(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end);
 /* All pages are present. One VMA; -ENOTSUP never. */
@@ -237,7 +253,7 @@ bool area_lose(struct pcow_mapping *m, uint64_t page, bool locked);
 
 /* ---- mapplan.c: what should be mapped ---- */
 
-enum segment_kind { SEGMENT_ZERO, SEGMENT_PRIVATE, SEGMENT_FILL, SEGMENT_SHARED, SEGMENT_DENSE };
+enum segment_kind { SEGMENT_ZERO, SEGMENT_PRIVATE, SEGMENT_FILL, SEGMENT_SHARED, SEGMENT_DENSE, SEGMENT_LATE };
 
 struct segment {
   uint64_t page, count;         /* of the mapping */
@@ -263,19 +279,8 @@ struct laying {
 int lay_segment(struct laying *l, const struct segment *s);
 int lay_end(struct laying *l);
 
-/* ---- fault.c: serving events ---- */
-
-enum served {
-  SERVED,                       /* whoever waited goes on, or is held */
-  SERVE_WAITING,                /* not without waiting */
-  SERVE_COPYING                 /* a large copy is to be made */
-};
-
-/* PATIENT: waits for locks, and serves in any case; not on the handler thread. BUFFER: FILL_BUFFER bytes for what is
- * filled when it is read. */
-enum served fault_serve(struct pcow_mapping *m, const struct fault *f, uint8_t *buffer, bool patient);
-
-/* ---- faultthreads.c ---- */
+ * mapplan.c, maplay.c, maplate.c, area.c, fault.c, faultthreads.c, window.c, filling.c, merge.c, maplive.c, tracking.c,
+ * flush.c and handover.c.
 
 int fault_start(struct pcow_mapping *m);
 void fault_stop(struct pcow_mapping *m);
@@ -319,6 +324,9 @@ void tracking_found(struct pcow_mapping *m, uint64_t unit);
 /* The first unit from UNIT on that is lost, or the number of units. */
 uint64_t tracking_next_lost(struct pcow_mapping *m, uint64_t unit);
 
+/* Async pages of [first, end) of the mapping that the kernel has copied become dirty: they could be stored to
+ * before they were tracked. */
+void tracking_catch_up(struct pcow_mapping *m, uint64_t first, uint64_t end);
 /* What was written in pages [first, end) of the mapping since the last call becomes dirty. */
 int tracking_take(struct pcow_mapping *m, uint64_t first, uint64_t end);
 /* Async ones of pages [first, end) of the mapping become dirty. */

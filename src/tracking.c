@@ -315,6 +315,16 @@ int tracking_take(struct pcow_mapping *m, uint64_t first, uint64_t end)
              : 0;
 }
 
+void tracking_catch_up(struct pcow_mapping *m, uint64_t first, uint64_t end)
+{
+  uint64_t found = 0;
+
+  g_mutex_lock(&m->track_lock);
+  if (scan(m, first, end, false, m->found, FOUND_MOST, mark_found, &found))
+    m->scan_failed = true;
+  g_mutex_unlock(&m->track_lock);
+}
+
 void tracking_busy(struct pcow_mapping *m, uint64_t unit)
 {
   g_mutex_lock(&m->track_lock);

@@ -5,6 +5,8 @@
  */
 #include "model-world.h"
 
+#include "mapping.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -195,6 +197,7 @@ void world_map(struct world *w)
   options.thin = (uint32_t)rng_below(&w->rng, 3);
   options.granule = granules[rng_below(&w->rng, 5)];
   options.dram_limit = rng_chance(&w->rng, 40) ? 1 * MIB : 0;
+  mapping_override_eager(rng_chance(&w->rng, 60) ? rng_below(&w->rng, 20) : UINT64_MAX);
   if (rng_chance(&w->rng, 60))
     options.reserve = (w->head->size + rng_below(&w->rng, 8 * MIB)) / PAGE * PAGE;
   if (rng_chance(&w->rng, 40)) {

@@ -9,6 +9,8 @@
  */
 #include "testlib.h"
 
+#include "mapping.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -165,6 +167,8 @@ static void part_reads(void)
   char *files[] = { raw, middle, overlay }, bytes[PCOW_PAGE_SIZE];
   uint64_t before[3];
   int memory = (int)SYS(memfd_create("reads", MFD_CLOEXEC));
+
+  mapping_override_eager(PAGES);        /* the image has more pieces than are laid out at once */
 
   for (unsigned read_only = 0; read_only < 2; read_only++) {
     pcow_image *image = test_open(overlay, read_only ? 0 : PCOW_OPEN_RDWR, NULL);
@@ -380,6 +384,7 @@ int main(int argc, char **argv)
   test_dir(argc, argv);
   for (unsigned i = 0; i < sizeof parts / sizeof parts[0]; i++)
     if (!part || strcmp(part, parts[i].name) == 0) {
+      mapping_override_eager(test_option(argc, argv, "--eager", UINT64_MAX));
       build();
       parts[i].run();
     }

@@ -5,6 +5,8 @@
  */
 #include "testlib.h"
 
+#include "mapping.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -214,6 +216,7 @@ const char *test_dir(int argc, char **argv)
 
   if (dir_path[0])
     return dir_path;
+  mapping_override_eager(test_option(argc, argv, "--eager", UINT64_MAX));
   if (!parent)
     parent = getenv("PCOW_TEST_DIR");
   if (!parent || !*parent)

@@ -61,7 +61,8 @@ uint64_t test_seed(int argc, char **argv);
 
 /* The program's directory, made under --dir, $PCOW_TEST_DIR or /dev/shm at the first call and removed
  * when the process that made it ends ($PCOW_TEST_KEEP: kept). The library's log goes to stderr from then
- * on: errors, or all of it with $PCOW_TEST_LOG. */
+ * on: errors, or all of it with $PCOW_TEST_LOG. With --eager N maps lay
+ * out N pieces when they are made; 0: each unit is laid out at its first access. */
 const char *test_dir(int argc, char **argv);
 
 /* DIR/NAME; lives until the program ends. */

@@ -443,6 +443,7 @@ struct pcow_mapping_stats {
   uint64_t pages_kept;     /* copies by the kernel that were flushed and are still in memory; held to dram_limit
                               by handing over */
   uint64_t units_protected; /* units whose scans cost too much: their first writes raise events now */
+  uint64_t units_late;     /* laid out when they were first accessed, which raised an event, not by pcow_map() */
 };
 
 int pcow_mapping_get_stats(pcow_mapping *mapping, struct pcow_mapping_stats *stats);

@@ -6,6 +6,7 @@
 #include "subject.h"
 
 #include "kernel.h"
+#include "mapping.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -335,6 +336,7 @@ static void map(struct subject *s, uint32_t durability, uint32_t thin)
   how.durability = durability;
   how.thin = thin;
   how.granule = PAGE << rng_below(&s->lab->rng, 5);
+  mapping_override_eager(rng_chance(&s->lab->rng, 50) ? rng_below(&s->lab->rng, 4) : UINT64_MAX);
   how.reserve = 4 * MIB;
   succeed(s, pcow_map(s->image, &how, &s->map));
   s->address = pcow_mapping_address(s->map);

@@ -7,6 +7,8 @@
  */
 #include "soak.h"
 
+#include "mapping.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -147,6 +149,7 @@ static void session_map(struct session *s)
     options.thin = PCOW_THIN_GUARDED; /* else a store on a full file system is a SIGBUS */
   options.reserve = PAGES_MAX * PAGE;
   options.granule = rng_chance(&s->rng, 50) ? PAGE : 0;
+  mapping_override_eager(rng_chance(&s->rng, 50) ? rng_below(&s->rng, 50) : UINT64_MAX);
   options.nospace = on_nospace;
   atomic_store(&me->held, 0);
   op_begin(&op);
