@@ -7,7 +7,6 @@
  */
 #include "mapstate.h"
 
-#include "order.h"
 #include "uffd.h"
 #include "vmabudget.h"
 
@@ -114,14 +113,14 @@ static void lay_all(struct pcow_mapping *m, struct unit *u, const struct late *l
   bool async = l->async && !shared_only;
   int ret = 0;
 
-  /* Ordering: L.1 the unit is among the dirty ones: a flush waits for the unit's lock. L.2 it is mapped, and
-   * stored to. L.3 it is tracked. L.4 what was stored until then is dirty: the flush that waited finds it. */
+  /* First the unit is among the dirty ones: a flush waits for the unit's lock. Then it is mapped, and stored to.
+   * Then it is tracked. What was stored until then is dirty: the flush that waited finds it. */
   if (async)
-    ORDERED_VOID("late L.1", tracking_busy(m, u->number));
+    tracking_busy(m, u->number);
   for (unsigned i = 0; ret == 0 && i < l->segments->len; i++)
     ret = lay(m, u, mu, &g_array_index(l->segments, struct segment, i), shared_only);
   if (async)
-    ORDERED_VOID("late L.4", tracking_catch_up(m, l->zero, l->zero + l->pages));
+    tracking_catch_up(m, l->zero, l->zero + l->pages);
 }
 
 /* Nothing of a unit that could be laid out is filled on demand. */
