@@ -21,12 +21,12 @@
 #define SPARE_SEGMENTS 65536u   /* kept beyond what there is room for: a piece may have 32768 */
 /* A map that has no more than these is laid out as a whole when it is made … */
 #define WHOLE_PIECES 1024u      /* a unit that has anything counts as one more */
-#define WHOLE_BYTES (UINT64_C(8) << 30) /* of such units */
+#define WHOLE_BYTES (UINT64_C(4) << 30) /* of such units */
 /* … of others so much. */
 #define PART_PIECES 256u
-#define PART_BYTES (UINT64_C(2) << 30)
+#define PART_BYTES (UINT64_C(1) << 30)
 #define LATE_BYTES (UINT64_C(1) << 30)  /* units that have nothing are told apart, if so much follows each other … */
-#define LATE_PARTS 1024u        /* … and is no smaller part of the map */
+#define LATE_PARTS 256u         /* … and is no smaller part of the map */
 
 enum policy { POLICY_RUNS, POLICY_FILL, POLICY_JOIN };
 

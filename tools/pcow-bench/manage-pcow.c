@@ -5,11 +5,13 @@
 #include "images.h"
 #include "manage.h"
 #include "pattern.h"
+#include "process.h"
 #include "subject-pcow.h"
 #include "workdir.h"
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 struct state {
@@ -46,6 +48,41 @@ static int end(struct state *state)
   return result ? bench_fail("%s", pcow_errormsg()) : BENCH_OK;
 }
 
+static int make_image(const struct state *state, const struct task *task)
+{
+  int result = image_create(state->path, task->size, NULL);
+
+  return result ? result : image_scatter(state->path, task->size, task->written, task->piece, 0);
+}
+
+/* By a process of its own: what the allocator keeps of that is not memory that a map takes. */
+static int make_image_apart(const struct state *state, const struct task *task)
+{
+  char text[1000] = "";
+  pid_t parent = getpid(), child;
+  int fds[2], status, result;
+
+  if (pipe(fds))
+    return bench_fail_errno("pipe");
+  child = fork();
+  if (child == 0) {
+    process_die_with(parent);
+    result = make_image(state, task);
+    if (result && write(fds[1], bench_message(), MIN(strlen(bench_message()), sizeof(text) - 1)) < 0)
+      _exit(1);
+    _exit(!result ? 0 : result == BENCH_SKIPPED ? 2 : 1);
+  }
+  close(fds[1]);
+  if (child > 0 && read(fds[0], text, sizeof(text) - 1) < 0)
+    text[0] = '\0';
+  close(fds[0]);
+  if (child < 0 || waitpid(child, &status, 0) != child)
+    return bench_fail_errno("fork");
+  if (!WIFEXITED(status))
+    return bench_fail("who made the image was killed");
+  return !WEXITSTATUS(status) ? BENCH_OK : WEXITSTATUS(status) == 2 ? bench_skip("%s", text) : bench_fail("%s", text);
+}
+
 static int manage_open(struct subject *s)
 {
   const struct task *task = s->task;
@@ -59,9 +96,7 @@ static int manage_open(struct subject *s)
     return BENCH_OK;
   if (task->layout == LAYOUT_CHAIN)
     return image_chain(s->place, task, &state->path);
-  result = image_create(state->path, task->size, NULL);
-  if (!result)
-    result = image_scatter(state->path, task->size, task->written, task->piece, 0);
+  result = task->action == ACTION_MAP ? make_image_apart(state, task) : make_image(state, task);
   if (!result && (task->mapped || task->action == ACTION_SNAPSHOT))
     result = begin(s);
   return result;
