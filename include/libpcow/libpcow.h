@@ -395,6 +395,8 @@ struct pcow_map_options {
  * In a store-durable map the first write to any other page is held while the page is copied, durably, and then
  * goes on; so are writes by system calls and virtual CPUs. In a flush-durable one the kernel copies lower pages
  * to memory, and pcow_flush() copies them from there to the file.
+ * Of a writable map that has many pieces, or more than 4 GiB that were written, most is laid out when it is first
+ * accessed, a unit at a time; then no code runs any more, either. What is damaged there is a SIGBUS.
  * -ENOTSUP (durability that this file system, or this kernel, does not give), -EPERM (userfaultfd is
  * not permitted; a flush-durable map does with UFFD_USER_MODE_ONLY), -EBUSY (already mapped), -ENOMEM, -EINVAL. */
 int pcow_map(pcow_image *image, const struct pcow_map_options *options, pcow_mapping **mapping);
