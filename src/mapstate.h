@@ -279,8 +279,30 @@ struct laying {
 int lay_segment(struct laying *l, const struct segment *s);
 int lay_end(struct laying *l);
 
- * mapplan.c, maplay.c, maplate.c, area.c, fault.c, faultthreads.c, window.c, filling.c, merge.c, maplive.c, tracking.c,
- * flush.c and handover.c.
+/* One mmap(2) of a file; pages beneath the head can be stored to, as far as the map can, until they are protected. */
+int lay_file(struct pcow_mapping *m, const struct segment *s);
+
+/* ---- maplate.c: laying out units at their first access ---- */
+
+/* The locked unit is late: lays it out, and wakes who waits in it. -EAGAIN: not PATIENT, and regions have to be
+ * moved, or many. Nothing else fails: what cannot be laid out is filled on demand. */
+int late_lay_out(struct pcow_mapping *m, struct unit *u, bool patient);
+/* No unit is locked; UNIT was laid out: so are those beside it, where units are small. */
+void late_neighbours(struct pcow_mapping *m, uint64_t unit, bool patient);
+
+/* ---- fault.c: serving events ---- */
+
+enum served {
+  SERVED,                       /* whoever waited goes on, or is held */
+  SERVE_WAITING,                /* not without waiting */
+  SERVE_COPYING                 /* a large copy is to be made */
+};
+
+/* PATIENT: waits for locks, and serves in any case; not on the handler thread. BUFFER: FILL_BUFFER bytes for what is
+ * filled when it is read. */
+enum served fault_serve(struct pcow_mapping *m, const struct fault *f, uint8_t *buffer, bool patient);
+
+/* ---- faultthreads.c ---- */
 
 int fault_start(struct pcow_mapping *m);
 void fault_stop(struct pcow_mapping *m);
