@@ -75,6 +75,7 @@ static const struct twin all[] = {
   { "rebase 1.4", "msync", "order-rebase-frozen", "", "fence between these bits and the commit" },
   { "12.9.1", "pmem", "order-commit", "", "the overlay accepts the base's next tag" },
   { "raw 12.9.4", "pmem", "order-commit-raw", "", "a raw base is durable before the overlay is emptied" },
+  { "1.2", "pmem", "flush-new", "", "the same, a flush of a map that has one unit to settle" },
   { "flush 1.2", "pmem", "flush-new", "", "fence between pages and their bits, a flush of a map" },
   { "flush 1.2", "msync", "flush-again", "", "the same, which makes stores to shared pages durable, too" },
   { "flush 1.4", "msync", "flush-new", "", "fence after the bits, a flush of a map" },
