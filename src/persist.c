@@ -175,6 +175,9 @@ static char *alias_add(struct persist *p, uint64_t number)
    * blocks to all of it: to slots that are free, too. */
   madvise(base, ALIAS_BYTES, MADV_RANDOM);
   madvise(base, ALIAS_BYTES, MADV_DONTDUMP);
+  /* With DAX, a first store that finds 2 MiB of the device in one piece takes all of it: of free slots, too. */
+  if (p->map_sync)
+    madvise(base, ALIAS_BYTES, MADV_NOHUGEPAGE);
   a = g_new(struct alias, 1);
   a->number = number;
   a->base = base;
