@@ -135,6 +135,8 @@ int late_lay_out(struct pcow_mapping *m, struct unit *u, bool patient)
   struct late l = { 0 };
   bool all, shared;
 
+  if (!patient && m->unit_pages > VIEW_PIECE_PAGES)
+    return -EAGAIN;             /* to look at all of it takes long */
   resolve(m, u, &l);
   all = l.known && has_room(l.shared + l.async + l.armed);
   shared = l.known && has_room(l.shared);

@@ -6,7 +6,7 @@
  */
 #include "view.h"
 
-#define CACHE_RUNS_MAX (1u << 20)       /* 40 MiB; GArray may have reserved twice as much */
+#define CACHE_RUNS_MAX (1u << 20)       /* 40 MiB */
 #define PIECE_COST 4u           /* what an entry takes besides its runs, in runs */
 
 struct piece {
@@ -119,6 +119,16 @@ static void keep(struct view_cache *c, uint64_t number, GArray *runs)
     drop(c, c->used.tail);
 }
 
+/* What is kept takes no more than it needs: an array that grew has reserved up to twice as much. */
+static GArray *exact(GArray *runs)
+{
+  GArray *same = g_array_sized_new(FALSE, FALSE, sizeof(struct run), runs->len);
+
+  g_array_append_vals(same, runs->data, runs->len);
+  g_array_unref(runs);
+  return same;
+}
+
 static GArray *get(struct view_cache *c, uint64_t page, int *error)
 {
   uint64_t number = page / c->piece_pages;
@@ -136,6 +146,7 @@ static GArray *get(struct view_cache *c, uint64_t page, int *error)
     g_array_unref(runs);
     return NULL;
   }
+  runs = exact(runs);
   g_mutex_lock(&c->lock);
   /* Another thread may have resolved it meanwhile: one of two equal results stays. */
   same = look_up(c, number);
