@@ -71,7 +71,8 @@ static int lay_async(struct pcow_mapping *m, struct map_unit *mu, const struct s
     return ret;
   madvise(address, s->count * PAGE_BYTES, MADV_DONTFORK);
   area_forget(m, mu, first, first + s->count);
-  m->lower_tmpfs |= s->layer->tmpfs;
+  if (s->layer->tmpfs)
+    m->lower_tmpfs = true;
   if (tracking_register(m, address, s->count * PAGE_BYTES))
     tracking_lose(m, mu->number);
   tracking_note(m, mu->number, first, first + s->count);

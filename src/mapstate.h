@@ -150,7 +150,7 @@ struct pcow_mapping {
   _Atomic uint64_t tracked;     /* 0: all of these sets are empty, and no page is async; changes under track_lock */
   atomic_bool losing;           /* there are lost units; changes likewise */
   bool scan_failed;             /* what was written is not known: all copied pages count as dirty */
-  bool lower_tmpfs;             /* some async pages are of files that a protected map can have */
+  atomic_bool lower_tmpfs;      /* some async pages are of files that a protected map can have */
   GMutex pipe_lock;
   int pipe[2];                  /* -1: not made yet */
 
