@@ -23,7 +23,7 @@
 #define WHOLE_PIECES 1024u      /* a unit that has anything counts as one more */
 #define WHOLE_BYTES (UINT64_C(4) << 30) /* of such units */
 /* … of others so much. */
-#define PART_PIECES 256u
+#define PART_PIECES 64u
 #define PART_BYTES (UINT64_C(1) << 30)
 #define LATE_BYTES (UINT64_C(1) << 30)  /* units that have nothing are told apart, if so much follows each other … */
 #define LATE_PARTS 256u         /* … and is no smaller part of the map */
@@ -42,6 +42,7 @@ struct plan {
   uint64_t first, end;          /* pages of the mapping */
   uint64_t planned;             /* pages of units that have something */
   uint64_t late;                /* where late units begin, or would */
+  bool large;                   /* there are enough units, without looking into them */
   unsigned late_segments, late_costs;   /* how many there were before that … */
   struct segment late_last;     /* … and the last one as it was */
   GArray *segments;
@@ -355,6 +356,22 @@ static bool is_beyond(const struct plan *p, uint64_t pieces, uint64_t bytes)
          p->planned >= bytes / PAGE_BYTES;
 }
 
+/* Whether units that have something, from that of PAGE on, make the map large. To count them takes little, as against
+ * planning what is in them; what cannot be read is reported when it is. */
+static bool looks_large(const struct plan *p, uint64_t page)
+{
+  const struct pcow_mapping *m = p->m;
+  uint64_t planned = p->planned;
+
+  while (page < p->end && planned < WHOLE_BYTES / PAGE_BYTES) {
+    planned += m->unit_pages;
+    page = (page / m->unit_pages + 1) * m->unit_pages;
+    if (page < p->end && image_next(m->image, page, p->end, &page))
+      return false;
+  }
+  return planned >= WHOLE_BYTES / PAGE_BYTES;
+}
+
 /* PAGE is where a unit begins that has something: notes whether all from here on should be late in case the map
  * is large, or finds that it is. */
 static bool is_enough(struct plan *p, uint64_t page)
@@ -371,8 +388,9 @@ static bool is_enough(struct plan *p, uint64_t page)
     p->late_costs = p->costs->len;
     if (p->segments->len)
       p->late_last = g_array_index(p->segments, struct segment, p->segments->len - 1);
+    p->large = looks_large(p, page);
   }
-  return is_beyond(p, WHOLE_PIECES, WHOLE_BYTES);
+  return p->large || is_beyond(p, WHOLE_PIECES, WHOLE_BYTES);
 }
 
 /* Back to where late units begin. */
