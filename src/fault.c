@@ -117,13 +117,17 @@ static int publish(struct pcow_mapping *m, struct unit *u, uint64_t first, uint6
   return ret;
 }
 
-/* With nothing beneath and holes left to the file system the whole unit becomes shared at once. */
+/* With nothing beneath and holes left to the file system the whole unit becomes shared at once, but for zeros beside
+ * PAGE that nobody has accessed: to protect what is shared takes time for each page. */
 static int write_native(struct pcow_mapping *m, struct unit *u, uint64_t page, struct outcome *o)
 {
+  const struct map_unit *mu = map_unit_get(m, u->number);
   uint64_t first = 0, end = head_unit_pages(m->image->head, u->number);
   int ret;
 
   area_trim_lazy(m, u->number, page, &first, &end);
+  if (!map_test(mu->lazy, page))
+    trim(mu->lazy, page, &first, &end);
   ret = publish(m, u, first, end, 0);
   if (ret == 0)
     ret = area_join(m, u, first, end);

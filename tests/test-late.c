@@ -331,6 +331,36 @@ static void calls(void)
   OK(pcow_close(f.image));
 }
 
+/* With nothing beneath, a first write makes the unit native, but not zeros of it that nobody has accessed. */
+static void native(void)
+{
+  char *path = test_path("native-%s", mode);
+  volatile uint8_t *range;
+  pcow_image *image;
+  pcow_mapping *m;
+  uint64_t before;
+
+  test_create(path, UNITS * UNIT, UNIT, NULL, PCOW_FORMAT_NONE, NULL);
+  image = test_open(path, PCOW_OPEN_RDWR, NULL);
+  for (unsigned u = 0; u < UNITS; u++)
+    OK(pcow_pwrite(image, "native", 6, u * UNIT));
+  mapping_override_eager(0);
+  m = map_image(image, NULL);
+  range = pcow_mapping_address(m);
+  range[UNIT] = 'N';
+  OK(pcow_snapshot_create(image, "first"));
+  OK(pcow_snapshot_delete(image, "first"));
+  range[UNIT + 1] = 'A';
+  CHECK(test_stats(m).write_faults == 1, "%" PRIu64 " first writes", test_stats(m).write_faults);
+  before = test_stats(m).faults;
+  CHECK(!range[UNIT + 100 * PAGE], "a page is not zero");
+  CHECK(test_stats(m).faults == before + 1, "zeros that nobody had accessed were mapped");
+  CHECK(range[UNIT] == 'N' && range[UNIT + 1] == 'A' && range[UNIT + 2] == 't', "a store is lost");
+  OK(pcow_unmap(m));
+  OK(pcow_close(image));
+  test_check_clean(path);
+}
+
 /* ---- Threads ---- */
 
 struct thread {
@@ -426,6 +456,7 @@ int main(int argc, char **argv)
       large();
       accesses();
       calls();
+      native();
     }
     threads((unsigned)test_option(argc, argv, "--rounds", 20), seed);
   }
