@@ -53,12 +53,14 @@ static void resolve(struct pcow_mapping *m, struct unit *u, struct late *l)
   count(m, l);
 }
 
-/* Each piece makes two areas more at most. */
-static bool has_room(uint64_t pieces)
+/* Each piece makes two areas more at most. When all units that are still late are taken for such as this one, and
+ * there is room for that, there is for this one. */
+static bool has_room(const struct pcow_mapping *m, const struct late *l, uint64_t pieces)
 {
+  uint64_t laid = m->late_units, left = m->late_count > laid ? m->late_count - laid : 1;
   int64_t room = vmabudget_room();
 
-  return room > 0 && 2 * pieces <= (uint64_t)room / ROOM_SHARE;
+  return room > 0 && (2 * pieces <= (uint64_t)room / ROOM_SHARE || l->segments->len * left <= (uint64_t)room);
 }
 
 /* The kernel makes the copies. Between the two calls stores leave copies that nobody tracks. */
@@ -139,8 +141,8 @@ int late_lay_out(struct pcow_mapping *m, struct unit *u, bool patient)
   if (!patient && m->unit_pages > VIEW_PIECE_PAGES)
     return -EAGAIN;             /* to look at all of it takes long */
   resolve(m, u, &l);
-  all = l.known && has_room(l.shared + l.async + l.armed);
-  shared = l.known && has_room(l.shared);
+  all = l.known && has_room(m, &l, l.shared + l.async + l.armed);
+  shared = l.known && has_room(m, &l, l.shared);
   if (!patient && (l.armed || !all || l.segments->len > HANDLER_PIECES)) {
     g_array_unref(l.segments);
     return -EAGAIN;

@@ -193,7 +193,10 @@ static void note(struct pcow_mapping *m, const struct segment *s)
   uint64_t end = s->page + s->count;
 
   if (s->kind == SEGMENT_LATE) {
-    bits_set(m->late, s->page >> m->unit_shift, (end + m->unit_pages - 1) >> m->unit_shift);
+    uint64_t first_unit = s->page >> m->unit_shift, end_unit = (end + m->unit_pages - 1) >> m->unit_shift;
+
+    bits_set(m->late, first_unit, end_unit);
+    m->late_count += end_unit - first_unit;
     return;
   }
   for (uint64_t at = s->page; at < end;) {

@@ -111,6 +111,7 @@ struct pcow_mapping {
   struct map_unit **units;
   uint64_t unit_count;
   uint64_t *late;               /* bits of units: late, while they have no map_unit; NULL: none */
+  uint64_t late_count;          /* how many there were when they were planned */
   pcow_nospace_fn nospace;
   void *opaque;
 

@@ -361,6 +361,38 @@ static void native(void)
   test_check_clean(path);
 }
 
+/* Many pieces, for which there are areas enough: all are mapped, none is filled. */
+static void fragmented(void)
+{
+  enum { LARGE = 32 * MIB, LARGE_UNITS = 2 };
+  char *base = test_path("pieces-%s", mode), *path = test_path("over-%s", mode);
+  volatile uint8_t *range;
+  pcow_image *image;
+  pcow_mapping *m;
+  uint64_t before = 0;
+
+  test_create(base, LARGE_UNITS * LARGE, LARGE, NULL, PCOW_FORMAT_NONE, NULL);
+  image = test_open(base, PCOW_OPEN_RDWR, NULL);
+  for (uint64_t at = 0; at < LARGE_UNITS * LARGE; at += 2 * PAGE)
+    OK(pcow_pwrite(image, "piece", 5, at));
+  OK(pcow_close(image));
+  test_create(path, 0, LARGE, base, PCOW_FORMAT_PCOW, NULL);
+  image = test_open(path, PCOW_OPEN_RDWR, NULL);
+  mapping_override_eager(0);
+  m = map_image(image, NULL);
+  range = pcow_mapping_address(m);
+  for (unsigned pass = 0; pass < 2; pass++) {
+    before = test_stats(m).faults;
+    for (uint64_t at = 0; at < LARGE_UNITS * LARGE; at += 2 * PAGE)
+      CHECK(range[at] == 'p', "the map is wrong at %" PRIu64, at);
+  }
+  if (test_stats(m).dram_pages == 0)    /* else the file system cannot be mapped so */
+    CHECK(test_stats(m).faults == before, "pages that are mapped raised events");
+  CHECK(!flush_durable || test_stats(m).dram_pages == 0, "%" PRIu64 " pages were filled", test_stats(m).dram_pages);
+  OK(pcow_unmap(m));
+  OK(pcow_close(image));
+}
+
 /* ---- Threads ---- */
 
 struct thread {
@@ -457,6 +489,7 @@ int main(int argc, char **argv)
       accesses();
       calls();
       native();
+      fragmented();
     }
     threads((unsigned)test_option(argc, argv, "--rounds", 20), seed);
   }
