@@ -188,17 +188,26 @@ int area_zero(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t en
   return 0;
 }
 
+/* Private memory of a file, to be moved into the map once it is registered. NULL: errno says why. */
+static uint8_t *side_of_file(int fd, uint64_t offset, uint64_t length)
+{
+  uint8_t *side = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)offset);
+
+  if (side == MAP_FAILED)
+    return NULL;
+  madvise(side, length, MADV_DONTFORK);
+  return side;
+}
+
 int area_track(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
 {
   uint64_t page = map_unit_first(m, u->number) + first, length = (end - first) * PAGE_BYTES;
   struct map_unit *mu = map_unit_get(m, u->number);
-  uint8_t *side = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, m->image->store->fd,
-                       (off_t)head_page_offset(m->image->head, u, first));
+  uint8_t *side = side_of_file(m->image->store->fd, head_page_offset(m->image->head, u, first), length);
   int ret;
 
-  if (side == MAP_FAILED)
+  if (!side)
     return failed(m, errno, "map", page, length);
-  madvise(side, length, MADV_DONTFORK);
   ret = tracking_register(m, side, length);
   if (ret) {
     munmap(side, length);
@@ -217,12 +226,11 @@ int area_track(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
 int area_lower(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end, int fd, uint64_t offset)
 {
   uint64_t page = map_unit_first(m, unit) + first, length = (end - first) * PAGE_BYTES;
-  uint8_t *side = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)offset);
+  uint8_t *side = side_of_file(fd, offset, length);
   int ret;
 
-  if (side == MAP_FAILED)
+  if (!side)
     return failed(m, errno, "map", page, length);
-  madvise(side, length, MADV_DONTFORK);
   ret = uffd_register(m->uffd, side, length, UFFD_WP);
   if (ret == 0)
     ret = uffd_protect(m->uffd, side, length);

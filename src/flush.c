@@ -170,7 +170,7 @@ static int check_range(struct pcow_mapping *m, uint64_t offset, uint64_t length,
 /* Nothing is async, or was when an earlier flush took it that is not done with it, and nothing is pending: stores
  * reached the slots, and no other thread's work is to be waited for. It cannot change under a caller's stores: where
  * nothing is async, pages become it only in units that are new to the map, or late, and those are dirty before
- * they are stored to (late L.1). So this takes no lock, and no instruction that waits until the caller's stores have
+ * they are stored to (maplate.c). So this takes no lock, and no instruction that waits until the caller's stores have
  * left the CPU: the fence does, once. */
 static bool is_idle(const struct pcow_mapping *m)
 {
