@@ -17,6 +17,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+/* Flags that the placeholder does not have as the program set them. */
+#define RUN_SHOWN (O_DIRECT | O_NONBLOCK)
+
 #ifndef FIGETBSZ
 #define FIGETBSZ _IO(0x00, 2)
 #endif
@@ -27,7 +30,7 @@
  * descriptor means nothing to a program that this one executes. */
 static int placeholder(int probe, int flags, bool *elsewhere)
 {
-  int keep = flags & (O_CLOEXEC | O_APPEND | O_NONBLOCK | O_SYNC);
+  int keep = flags & (O_CLOEXEC | O_APPEND | O_SYNC);
   char link[64];
   int fd, memory;
 
@@ -65,6 +68,8 @@ static int open_probed(int probe, int flags)
   fd = handle ? placeholder(probe, flags, &elsewhere) : -ENOMEM;
   if (fd >= 0 && (flags & O_TRUNC) && writable)
     ret = run_content_clear(image);
+  if (fd >= 0 && ret == 0)
+    ret = run_image_park(image);
   if (fd < 0 || ret) {
     if (fd >= 0)
       real()->close(fd);
@@ -73,12 +78,12 @@ static int open_probed(int probe, int flags)
     return ret ? ret : fd;
   }
   handle->elsewhere = elsewhere;
-  handle->direct = flags & O_DIRECT;
+  handle->shown = flags & RUN_SHOWN;
   handle->append = flags & O_APPEND;
   handle->sync = flags & O_DSYNC;
   /* What may be done with it is told to whoever gets it through exec by a flag that means nothing for files. */
   if (writable)
-    real()->fcntl64(fd, F_SETFL, real()->fcntl64(fd, F_GETFL) | O_ASYNC);
+    real()->fcntl64(fd, F_SETFL, (flags & O_APPEND) | O_NONBLOCK);
   real()->dup3(fd, probe, flags & O_CLOEXEC);
   real()->close(fd);
   run_table_set(probe, handle);
@@ -120,7 +125,7 @@ void run_open_adopt(int fd)
   pthread_mutex_lock(&run_structure);
   image = run_image_find(probe);
   if (image)
-    handle = run_handle_new(image, true, flags & O_ASYNC);
+    handle = run_handle_new(image, true, flags & O_NONBLOCK);
   if (handle) {
     handle->append = flags & O_APPEND;
     handle->sync = flags & O_DSYNC;
@@ -291,16 +296,16 @@ static int get_flags(const struct run_handle *handle, int fd)
 
   if (flags < 0)
     return -errno;
-  flags &= ~(O_ACCMODE | O_ASYNC);
+  flags &= ~(O_ACCMODE | RUN_SHOWN);
   flags |= !handle->writable ? O_RDONLY : handle->readable ? O_RDWR : O_WRONLY;
-  return handle->direct ? flags | O_DIRECT : flags;
+  return flags | handle->shown;
 }
 
 static int set_flags(struct run_handle *handle, int fd, int flags)
 {
-  handle->direct = flags & O_DIRECT;
+  handle->shown = flags & RUN_SHOWN;
   handle->append = flags & O_APPEND;
-  flags = (flags & ~(O_DIRECT | O_ASYNC)) | (handle->writable ? O_ASYNC : 0);
+  flags = (flags & ~RUN_SHOWN) | (handle->writable ? O_NONBLOCK : 0);
   return real()->fcntl64(fd, F_SETFL, flags) ? -errno : 0;
 }
 

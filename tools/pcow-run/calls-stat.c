@@ -74,14 +74,11 @@ RUN_API int run_statx(int dirfd, const char *path, int flags, unsigned mask, str
   else
     ret = real()->statx(dirfd, path, flags, mask, stx);
   if (handle) {
-    int held = ret ? -errno : run_image_begin(handle->image, false);
-
-    if (held == 0) {
-      stx->stx_size = handle->image->size;
-      run_image_end(handle->image);
-    }
+    ret = ret ? -errno : run_image_size(handle->image, &size);
+    if (ret == 0)
+      stx->stx_size = size;
     run_table_put(handle);
-    return (int)run_result(held);
+    return (int)run_result(ret);
   }
   if (ret == 0 && S_ISREG(stx->stx_mode) && (stx->stx_mask & STATX_SIZE) &&
       run_image_size_at(dirfd, path, flags, makedev(stx->stx_dev_major, stx->stx_dev_minor), stx->stx_ino,

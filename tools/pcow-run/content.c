@@ -151,7 +151,7 @@ int run_content_truncate(struct run_handle *handle, off_t size)
   pthread_mutex_lock(&run_structure);
   ret = run_image_lock(i, true);
   if (ret == 0) {
-    if (full < i->size) {
+    if ((uint64_t)size < i->size) {
       run_complain("%s: cannot be made smaller than its %llu bytes by a program; pcow-img resize --shrink can",
                    i->path, (unsigned long long)i->size);
       ret = -EINVAL;
@@ -175,12 +175,12 @@ int run_content_allocate(struct run_handle *handle, int mode, off_t offset, off_
   uint64_t from, n;
   int ret = 0;
 
-  if (!handle->writable)
-    return -EBADF;
   if (offset < 0 || length <= 0)
     return -EINVAL;
   if (mode & ~known || (mode & FALLOC_FL_PUNCH_HOLE && mode != (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)))
     return -EOPNOTSUPP;
+  if (!handle->writable)
+    return -EBADF;
   if (__builtin_add_overflow(offset, length, &(off_t){ 0 }))
     return -EFBIG;
   if (!(mode & FALLOC_FL_KEEP_SIZE)) {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Which files are images, and when libpcow has them open: from the first descriptor on until the last one is
- * closed and nothing is mapped any more. A file is recognised by its superblocks before the program's own
- * open(2) happens, because that might truncate it.
+ * Which files are images, and when libpcow has them open: when the program opens them, to find out whether that
+ * can be done, and from their first use on until the last descriptor is closed and nothing is mapped any more. A
+ * file is recognised by its superblocks before the program's own open(2) happens, because that might truncate it.
  */
 #undef _FILE_OFFSET_BITS
 #include "run.h"
@@ -232,6 +232,25 @@ int run_image_open(struct run_image *i, bool writable)
   return 0;
 }
 
+/* A shell opens what it redirects to, and leaves it to the programs that it runs. */
+int run_image_park(struct run_image *i)
+{
+  int ret = 0;
+
+  pthread_mutex_lock(&run_structure);
+  pthread_rwlock_wrlock(&i->use);
+  if (i->handles == 1 && !i->view_count && i->image) {
+    ret = pcow_close(i->image);
+    i->image = NULL;
+    run_maps_forget(i);
+    if (ret)
+      run_complain_library(ret);
+  }
+  pthread_rwlock_unlock(&i->use);
+  pthread_mutex_unlock(&run_structure);
+  return ret;
+}
+
 void run_image_adopt(struct run_image *i) { i->handles++; }
 
 int run_image_idle(struct run_image *i)
@@ -295,6 +314,18 @@ static bool size_on_media(const struct run_image *i, uint64_t *size)
   return found;
 }
 
+int run_image_size(struct run_image *i, uint64_t *size)
+{
+  int ret = 0;
+
+  pthread_rwlock_rdlock(&i->use);
+  *size = i->size;
+  if (!i->image && !size_on_media(i, size))
+    ret = -EIO;
+  pthread_rwlock_unlock(&i->use);
+  return ret;
+}
+
 bool run_image_size_at(int dirfd, const char *path, int flags, dev_t dev, ino_t ino, off_t file_size,
                        uint64_t *size)
 {
@@ -309,14 +340,8 @@ bool run_image_size_at(int dirfd, const char *path, int flags, dev_t dev, ino_t 
     return false;
   pthread_mutex_lock(&run_structure);
   i = run_image_find(fd);
-  if (i && i->dev == dev && i->ino == ino) {
-    pthread_rwlock_rdlock(&i->use);
-    found = i->image != NULL;
-    *size = i->size;
-    pthread_rwlock_unlock(&i->use);
-    if (!found)
-      found = size_on_media(i, size);
-  }
+  if (i && i->dev == dev && i->ino == ino)
+    found = run_image_size(i, size) == 0;
   pthread_mutex_unlock(&run_structure);
   real()->close(fd);
   errno = error;
@@ -327,13 +352,12 @@ int run_image_stat(struct run_handle *handle, int fd, struct stat *st)
 {
   struct run_image *i = handle->image;
   int ret = handle->elsewhere ? real()->stat64(i->path, st) : real()->fstat64(fd, st);
+  uint64_t size;
 
   if (ret)
     return -errno;
-  ret = run_image_begin(i, false);
-  if (ret)
-    return ret;
-  st->st_size = (off_t)i->size;
-  run_image_end(i);
-  return 0;
+  ret = run_image_size(i, &size);
+  if (ret == 0)
+    st->st_size = (off_t)size;
+  return ret;
 }

@@ -56,7 +56,7 @@ struct run_handle {
   struct run_image *image;
   unsigned uses;                /* descriptors, and calls that run */
   bool readable, writable;
-  bool direct;                  /* O_DIRECT, as far as F_GETFL says */
+  int shown;                    /* O_DIRECT, O_NONBLOCK, as far as F_GETFL says */
   bool append, sync;            /* O_APPEND; O_SYNC or O_DSYNC */
   bool elsewhere;               /* the placeholder is not the image file, which may not be written */
   pthread_mutex_t position;
@@ -98,6 +98,8 @@ struct run_image *run_image_find(int fd);
 /* One more open file description. -errno after a sentence on stderr; -EMEDIUMTYPE: it is no image after all.
  * run_structure is held. */
 int run_image_open(struct run_image *image, bool writable);
+/* Until it is used it need not be open any more, unless it was before. */
+int run_image_park(struct run_image *image);
 /* One more, of an image that is opened when it is used. */
 void run_image_adopt(struct run_image *image);
 /* One less. */
@@ -114,7 +116,9 @@ struct run_image *run_images(void);
 /* What PATH leads to, of which stat(2) said the rest, is an image: its virtual size. */
 bool run_image_size_at(int dirfd, const char *path, int flags, dev_t dev, ino_t ino, off_t file_size,
                        uint64_t *size);
-/* fstat(2) of an image. 0 or -errno. */
+/* Of an image with a descriptor; 0 or -errno. */
+int run_image_size(struct run_image *image, uint64_t *size);
+/* fstat(2) of it. */
 int run_image_stat(struct run_handle *handle, int fd, struct stat *st);
 
 /* ---- settings.c ---- */

@@ -1,0 +1,488 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What a program finds under pcow-run beyond what run-ops compares: where maps go, what a child process has,
+ * what goes past the library, what is refused. Run by tests/test-run.sh, one check at a time:
+ *
+ *     run-calls CHECK IMAGE [MORE]            (without a check: their names)
+ *
+ * An image of these checks is 8 MiB of bytes 'A' unless said otherwise. Exit 0: as promised.
+ */
+#undef _FILE_OFFSET_BITS
+#define _FILE_OFFSET_BITS 64
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define SIZE (8u << 20)
+#define HUGE (2u << 20)
+
+static const char *image, *more;
+
+static void __attribute__((noreturn, format(printf, 2, 3))) fail_at(int line, const char *format, ...)
+{
+  int error = errno;
+  va_list list;
+
+  fprintf(stderr, "run-calls.c:%d: ", line);
+  va_start(list, format);
+  vfprintf(stderr, format, list);
+  va_end(list);
+  fprintf(stderr, " (errno: %s)\n", strerror(error));
+  _exit(1);
+}
+
+#define CHECK(condition)                    \
+  do {                                      \
+    if (!(condition))                       \
+      fail_at(__LINE__, "%s", #condition);  \
+  } while (0)
+
+#define FAILS(call, error)                                                     \
+  do {                                                                         \
+    errno = 0;                                                                 \
+    if ((long)(call) != -1 || errno != (error))                                \
+      fail_at(__LINE__, "%s: not %s", #call, strerror(error));                 \
+  } while (0)
+
+static int open_image(int flags)
+{
+  int fd = open(image, flags);
+
+  CHECK(fd >= 0);
+  return fd;
+}
+
+static uint8_t *map_image(int fd)
+{
+  uint8_t *map = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+  CHECK(map != MAP_FAILED);
+  return map;
+}
+
+static char byte_at(int fd, off_t offset)
+{
+  char byte = 0;
+
+  CHECK(pread(fd, &byte, 1, offset) == 1);
+  return byte;
+}
+
+/* A child's exit status; it ends by exit(), as programs do. */
+static int in_child(void (*run)(void))
+{
+  int status;
+  pid_t pid = fork();
+
+  CHECK(pid >= 0);
+  if (pid == 0) {
+    run();
+    exit(0);
+  }
+  CHECK(waitpid(pid, &status, 0) == pid);
+  CHECK(WIFEXITED(status));
+  return WEXITSTATUS(status);
+}
+
+/* ---- Maps ---- */
+
+/* As QEMU does it: memory is reserved, for pages of 4096 bytes and a guard, and the file mapped into it. */
+static void check_reservation(void)
+{
+  int fd = open_image(O_RDWR);
+  uint8_t *area = mmap(NULL, SIZE + 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *map;
+
+  CHECK(area != MAP_FAILED);
+  map = mmap(area, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+  CHECK(map == area);
+  CHECK(map[0] == 'A' && map[SIZE - 1] == 'A');
+  memset(map + 4096, 'B', 4096);
+  CHECK(byte_at(fd, 5000) == 'B');
+  CHECK(fsync(fd) == 0);
+  CHECK(munmap(area, SIZE + 4096) == 0);
+  /* It is free now, and can be had again. */
+  CHECK(mmap(area, SIZE + 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == area);
+  map = mmap(area, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+  CHECK(map == area && map[4096] == 'B');
+  /* Something else over all of it ends it, too. */
+  map[0] = 'C';
+  CHECK(mmap(area, SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == area && area[0] == 0);
+  CHECK(byte_at(fd, 0) == 'C');
+}
+
+static void check_refused(void)
+{
+  int fd = open_image(O_RDWR), ro = open_image(O_RDONLY);
+  uint8_t *area = mmap(NULL, 4 * SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *map;
+
+  FAILS(mmap(area, HUGE, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0), ENOTSUP);
+  FAILS(mmap(area + 4096, SIZE, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0), ENOTSUP);
+  FAILS(mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, ro, 0), EACCES);
+  FAILS(mmap(NULL, SIZE, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0), EPERM);
+  FAILS(mmap(NULL, SIZE, PROT_READ, MAP_SHARED, fd, 100), EINVAL);
+  FAILS(mmap(NULL, 0, PROT_READ, MAP_SHARED, fd, 0), EINVAL);
+  map = map_image(fd);
+  FAILS(mmap(area, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0), ENOTSUP);
+  FAILS(mmap(map + HUGE, HUGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), ENOTSUP);
+  FAILS(mprotect(map, 4096, PROT_READ), ENOTSUP);
+  CHECK(mprotect(map, 4096, PROT_READ | PROT_WRITE) == 0);
+  FAILS(ftruncate(fd, SIZE - 1), EINVAL);
+  FAILS(ftruncate(fd, 0), EINVAL);
+  FAILS(ftruncate(ro, SIZE), EINVAL);
+  FAILS(pwrite(fd, "x", 1, SIZE), ENOSPC);
+  CHECK(pwrite(fd, "xyz", 3, SIZE - 2) == 2);
+  FAILS(pwrite(ro, "x", 1, 0), EBADF);
+  FAILS(fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, 4096), EOPNOTSUPP);
+  FAILS(copy_file_range(fd, NULL, ro, NULL, 4096, 0), EXDEV);
+  CHECK(map[4096] == 'A' && map[SIZE - 2] == 'x');
+  CHECK(pread(fd, &(char){ 0 }, 1, SIZE) == 0);
+}
+
+static void check_grow(void)
+{
+  int fd = open_image(O_RDWR);
+  uint8_t *map = map_image(fd), *again;
+  struct stat st;
+
+  CHECK(ftruncate(fd, 2 * SIZE - 5000) == 0);
+  CHECK(fstat(fd, &st) == 0 && st.st_size == 2 * SIZE - 4096);
+  again = mremap(map, SIZE, st.st_size, MREMAP_MAYMOVE);
+  CHECK(again == map && again[SIZE] == 0);
+  again[SIZE] = 'G';
+  CHECK(msync(again, st.st_size, MS_SYNC) == 0);
+  CHECK(byte_at(fd, SIZE) == 'G');
+  CHECK(mremap(again, st.st_size, 4096, 0) == again);
+  CHECK(posix_fallocate(fd, 0, 2 * SIZE) == 0);
+  CHECK(stat(image, &st) == 0 && st.st_size == 2 * SIZE);
+}
+
+static void check_private(void)
+{
+  int fd = open_image(O_RDWR);
+  uint8_t *map = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+
+  CHECK(map != MAP_FAILED && map[0] == 'A' && map[SIZE - 1] == 'A');
+  map[0] = 'P';
+  CHECK(byte_at(fd, 0) == 'A');
+  CHECK(munmap(map, SIZE) == 0);
+}
+
+/* The file is closed, the map goes on; after the last part of it is gone the image is free for others. */
+static void check_closed(void)
+{
+  int fd = open_image(O_RDWR);
+  uint8_t *map = map_image(fd);
+
+  CHECK(close(fd) == 0);
+  memset(map, 'M', SIZE);
+  CHECK(msync(map, SIZE, MS_SYNC) == 0);
+  CHECK(munmap(map, HUGE) == 0);
+  CHECK(map[HUGE] == 'M');
+  CHECK(munmap(map + HUGE, SIZE - HUGE) == 0);
+}
+
+/* ---- What goes past the library ---- */
+
+static void check_past(void)
+{
+  int fd = open_image(O_RDWR);
+  uint8_t byte = 0;
+  struct stat st;
+
+  FAILS(syscall(SYS_read, fd, &byte, 1), EBADF);
+  FAILS(syscall(SYS_pread64, fd, &byte, 1, 0), EBADF);
+  FAILS(syscall(SYS_write, fd, &byte, 1), EBADF);
+  FAILS(syscall(SYS_pwrite64, fd, &byte, 1, 0), EBADF);
+  FAILS(syscall(SYS_mmap, NULL, 4096, PROT_READ, MAP_SHARED, fd, 0), EACCES);
+  FAILS(syscall(SYS_mmap, NULL, 4096, PROT_READ, MAP_PRIVATE, fd, 0), EACCES);
+  FAILS(syscall(SYS_ftruncate, fd, 0), EINVAL);
+  FAILS(syscall(SYS_fallocate, fd, 3, 0, 4096), EBADF);
+  CHECK(fchmod(fd, 0640) == 0);
+  CHECK(stat(image, &st) == 0 && (st.st_mode & 0777) == 0640 && st.st_size == SIZE);
+}
+
+/* ---- Descriptors ---- */
+
+static void check_numbers(void)
+{
+  int low = dup(0), fd, other;
+
+  CHECK(low >= 0 && close(low) == 0);
+  fd = open_image(O_RDWR | O_CLOEXEC);
+  CHECK(fd == low && (fcntl(fd, F_GETFD) & FD_CLOEXEC));
+  other = open("/dev/null", O_RDWR);
+  CHECK(other == low + 1);
+  CHECK(fcntl(fd, F_GETFL) == (O_RDWR | 0100000 /* O_LARGEFILE, by the kernel */));
+  CHECK(fcntl(fd, F_SETFL, O_APPEND | O_NONBLOCK) == 0);
+  CHECK((fcntl(fd, F_GETFL) & (O_ACCMODE | O_APPEND | O_NONBLOCK)) == (O_RDWR | O_APPEND | O_NONBLOCK));
+  FAILS(write(fd, "x", 1), ENOSPC);
+  /* Whoever closes everything does not close what libpcow needs. */
+  map_image(fd)[0] = 'N';
+  CHECK(close_range(fd + 1, ~0u, 0) == 0);
+  closefrom(fd + 1);
+  for (int n = fd + 1; n < 1024; n++)
+    FAILS(close(n), EBADF);
+  CHECK(fsync(fd) == 0);
+  CHECK(pwrite(fd, "O", 1, 4096) == 1 || errno == ENOSPC);
+  CHECK(fcntl(fd, F_SETFL, 0) == 0 && pwrite(fd, "O", 1, 4096) == 1);
+  CHECK(byte_at(fd, 0) == 'N' && byte_at(fd, 4096) == 'O');
+  CHECK(dup2(0, fd) == fd);
+}
+
+/* ---- Processes ---- */
+
+static int shared_fd;
+
+static void child_busy(void)
+{
+  FAILS(pread(shared_fd, &(char){ 0 }, 1, 0), EBUSY);
+}
+
+static void child_writes(void)
+{
+  CHECK(pwrite(shared_fd, "D", 1, 8192) == 1);
+  CHECK(lseek(shared_fd, 77, SEEK_SET) == 77);
+}
+
+static void child_reads(void)
+{
+  CHECK(byte_at(shared_fd, 0) == 'A');
+}
+
+static void child_leaves(void)
+{
+  /* Nothing of this process is the parent's: it may close and end as it likes. */
+  closefrom(3);
+  _exit(0);
+}
+
+/* A child has the descriptors, but neither the parent's maps nor its locks. */
+static void check_fork(void)
+{
+  uint8_t *map;
+  int fd;
+
+  shared_fd = open_image(O_RDONLY);
+  CHECK(in_child(child_reads) == 0);
+  CHECK(close(shared_fd) == 0);
+  /* Nobody has used it yet: it is the child's. */
+  shared_fd = fd = open_image(O_RDWR);
+  CHECK(in_child(child_reads) == 0);
+  CHECK(pwrite(fd, "A", 1, 0) == 1);
+  CHECK(in_child(child_busy) == 0);
+  map = map_image(fd);
+  map[0] = 'F';
+  CHECK(in_child(child_busy) == 0);
+  CHECK(in_child(child_leaves) == 0);
+  map[4096] = 'F';
+  CHECK(fsync(fd) == 0 && map[8192] == 'A');
+}
+
+/* The parent ends, and its child, forked while the image was mapped, goes on with it: what it inherited must
+ * not lock it out. MORE is a file that says that it is done. */
+static void check_daemon(void)
+{
+  char byte;
+  int pipes[2];
+
+  shared_fd = open_image(O_RDWR);
+  map_image(shared_fd)[0] = 'D';
+  CHECK(pipe(pipes) == 0);
+  if (fork()) {
+    CHECK(fsync(shared_fd) == 0);
+    exit(0);
+  }
+  close(pipes[1]);
+  for (int n = 0; n < 1000 && pread(shared_fd, &byte, 1, 0) != 1; n++) {
+    CHECK(errno == EBUSY);
+    usleep(10000);
+  }
+  CHECK(byte == 'D');
+  child_writes();
+  CHECK(close(shared_fd) == 0);
+  CHECK(close(open(more, O_CREAT | O_WRONLY, 0600)) == 0);
+}
+
+/* What a child wrote is there for whoever shares the descriptor; so is the position. */
+static void check_handed(void)
+{
+  pid_t pid;
+  int status;
+
+  /* The image is not used here, only handed on: by this process it was got through exec. */
+  shared_fd = 9;
+  pid = fork();
+  if (pid == 0) {
+    child_writes();
+    exit(0);
+  }
+  CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+  CHECK(lseek(9, 0, SEEK_CUR) == 77);
+  CHECK(byte_at(9, 8192) == 'D');
+}
+
+static void check_exec(void)
+{
+  int fd = open_image(O_RDWR);
+
+  CHECK(pwrite(fd, "E", 1, 0) == 1);
+  CHECK(lseek(fd, 5, SEEK_SET) == 5);
+  CHECK(fd == 9 || (dup2(fd, 9) == 9 && close(fd) == 0));
+  execl("/proc/self/exe", "run-calls", "handed", image, NULL);
+  fail_at(__LINE__, "execl");
+}
+
+/* A child by vfork(2) shares the memory, and with it this library's tables. */
+static void check_vfork(void)
+{
+  int fd = open_image(O_RDWR), status;
+  pid_t pid = vfork();
+
+  if (pid == 0) {
+    close(fd);
+    closefrom(3);
+    _exit(0);
+  }
+  CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
+  CHECK(pwrite(fd, "V", 1, 0) == 1 && byte_at(fd, 0) == 'V');
+  CHECK(system("true") == 0);
+  CHECK(fsync(fd) == 0);
+}
+
+static uint8_t *stored;
+
+static void *store(void *opaque)
+{
+  for (unsigned seed = 1; !opaque; seed = seed * 1103515245 + 12345)
+    stored[seed % (SIZE - 4096) + 4096] = 'T';
+  return NULL;
+}
+
+/* A process ends as it wanted to, whoever is still storing; what was stored before is in the image. */
+static void check_exit(void)
+{
+  pthread_t thread;
+
+  stored = map_image(open_image(O_RDWR));
+  stored[0] = 'X';
+  for (int n = 0; n < 3; n++)
+    CHECK(pthread_create(&thread, NULL, store, NULL) == 0);
+  usleep(20000);
+  if (more)
+    _exit(7);
+  exit(7);
+}
+
+/* ---- Other ---- */
+
+static void check_trunc(void)
+{
+  int fd = open_image(O_WRONLY | O_CREAT | O_TRUNC);
+  struct stat st;
+
+  CHECK(fstat(fd, &st) == 0 && st.st_size == SIZE);
+  CHECK(pwrite(fd, "t", 1, 4096) == 1);
+  CHECK(close(fd) == 0);
+  fd = open_image(O_RDONLY);
+  CHECK(byte_at(fd, 0) == 0 && byte_at(fd, 4096) == 't' && byte_at(fd, SIZE - 1) == 0);
+}
+
+static void *read_all(void *opaque)
+{
+  static __thread char buffer[4096];
+
+  for (int n = 0; n < 3000; n++)
+    CHECK(pread((int)(intptr_t)opaque, buffer, sizeof(buffer), n % 2048 * 4096) == 4096 && buffer[0] == 'A');
+  return NULL;
+}
+
+/* Some threads read while others open, close and map the same image. */
+static void check_threads(void)
+{
+  int fd = open_image(O_RDWR);
+  pthread_t threads[3];
+
+  for (int n = 0; n < 3; n++)
+    CHECK(pthread_create(&threads[n], NULL, read_all, (void *)(intptr_t)fd) == 0);
+  for (int n = 0; n < 200; n++) {
+    int other = open_image(n & 1 ? O_RDWR : O_RDONLY);
+    uint8_t *map = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, other, 0);
+
+    CHECK(map != MAP_FAILED && map[n * 4096] == 'A');
+    CHECK(close(other) == 0 && munmap(map, SIZE) == 0);
+  }
+  for (int n = 0; n < 3; n++)
+    CHECK(pthread_join(threads[n], NULL) == 0);
+}
+
+/* MAP_SYNC is what a store-durable map is asked for with. MORE: it must fail, and the other way work. */
+static void check_map_sync(void)
+{
+  int fd = open_image(O_RDWR);
+  uint8_t *map;
+
+  if (more) {
+    FAILS(mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0), EOPNOTSUPP);
+    map_image(fd)[0] = 'S';
+    CHECK(fsync(fd) == 0);
+    return;
+  }
+  map = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0);
+  CHECK(map != MAP_FAILED);
+  map[0] = 'S';
+  /* Killed: what was stored is there, as after a store to persistent memory. */
+  kill(getpid(), SIGKILL);
+}
+
+/* Has it open for writing and says so, until its input ends. */
+static void check_hold(void)
+{
+  CHECK(pwrite(open_image(O_RDWR), "A", 1, 0) == 1);
+  puts("held");
+  fflush(stdout);
+  while (getchar() != EOF)
+    ;
+}
+
+static void check_busy(void) { FAILS(open(image, more ? O_RDONLY : O_RDWR), EBUSY); }
+
+static const struct {
+  const char *name;
+  void (*run)(void);
+} checks[] = {
+  { "busy", check_busy },       { "closed", check_closed },   { "daemon", check_daemon },
+  { "exec", check_exec },       { "exit", check_exit },       { "fork", check_fork },
+  { "grow", check_grow },       { "handed", check_handed },   { "hold", check_hold },
+  { "map-sync", check_map_sync }, { "numbers", check_numbers }, { "past", check_past },
+  { "private", check_private }, { "refused", check_refused }, { "reservation", check_reservation },
+  { "threads", check_threads }, { "trunc", check_trunc },     { "vfork", check_vfork },
+};
+
+int main(int argc, char **argv)
+{
+  if (argc >= 3) {
+    image = argv[2];
+    more = argv[3];
+    for (size_t n = 0; n < sizeof(checks) / sizeof(checks[0]); n++)
+      if (strcmp(argv[1], checks[n].name) == 0) {
+        checks[n].run();
+        return 0;
+      }
+  }
+  for (size_t n = 0; n < sizeof(checks) / sizeof(checks[0]); n++)
+    puts(checks[n].name);
+  return 2;
+}
