@@ -99,6 +99,15 @@ if [ -x "$work/inst/bin/pcow-img" ]; then
   fi
 fi
 
+# ---- pcow-run, which finds its library from where it is ----
+
+if [ -x "$work/inst/bin/pcow-run" ]; then
+  preloaded=$("$work/inst/bin/pcow-run" sh -c 'echo "$LD_PRELOAD"')
+  [ "$preloaded" = "$libdir/pcow/libpcow-run.so" ] || fail "pcow-run preloads '$preloaded'"
+  nm -D --defined-only "$preloaded" | awk '$2 != "A" { print $3 }' | grep -E '^(pcow|g|run|__wrap)_' &&
+    fail "libpcow-run exports what is its own"
+fi
+
 # ---- The header ----
 
 cat >"$work/use.c" <<'END'
