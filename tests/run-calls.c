@@ -362,6 +362,26 @@ static void check_vfork(void)
   CHECK(fsync(fd) == 0);
 }
 
+/* What was made durable survives a kill, in each of the ways in which it can be. */
+static void check_synced(void)
+{
+  int fd = open_image(O_RDWR), dsync = open_image(O_WRONLY | O_DSYNC);
+  uint8_t *map;
+
+  CHECK(pwrite(fd, "1", 1, 0) == 1 && fdatasync(fd) == 0);
+  CHECK(pwrite(dsync, "2", 1, 4096) == 1);
+  map = map_image(fd);
+  map[2 * 4096] = '3';
+  CHECK(msync(map + 2 * 4096, 4096, MS_SYNC) == 0);
+  map[3 * 4096] = '4';
+  CHECK(fsync(dup(fd)) == 0);
+  map[4 * 4096] = '5';
+  sync();
+  map[3 * 4096 + 1] = '6';      /* again in a page that was flushed */
+  CHECK(fdatasync(dsync) == 0);
+  kill(getpid(), SIGKILL);
+}
+
 static uint8_t *stored;
 
 static void *store(void *opaque)
@@ -468,7 +488,8 @@ static const struct {
   { "grow", check_grow },       { "handed", check_handed },   { "hold", check_hold },
   { "map-sync", check_map_sync }, { "numbers", check_numbers }, { "past", check_past },
   { "private", check_private }, { "refused", check_refused }, { "reservation", check_reservation },
-  { "threads", check_threads }, { "trunc", check_trunc },     { "vfork", check_vfork },
+  { "synced", check_synced },   { "threads", check_threads }, { "trunc", check_trunc },
+  { "vfork", check_vfork },
 };
 
 int main(int argc, char **argv)

@@ -25,7 +25,7 @@ img convert -f raw -O pcow raw base.pcow
 bases_before=$(tar -c -S --mode=0 base.pcow | sha256sum)
 address=0x100000000 # where this machine has its first device memory
 
-# guest BACKEND DEVICE [refused]: QEMU's monitor waits for commands. When the machine starts 16 bytes are stored.
+# guest BACKEND DEVICE [refused]: QEMU's monitor waits for commands. 16 bytes are stored at the start.
 guest()
 {
   local loader=(-device "loader,file=letters,addr=$((address + 12280)),force-raw=on")
@@ -66,7 +66,10 @@ end()
 }
 
 # As the monitor prints them.
-in_file() { dd if="$1" bs=1 skip="$2" count=8 status=none | od -An -v -tx1 | sed 's/^ //; s/\([0-9a-f]*\)/0x\1/g'; }
+in_file()
+{
+  dd if="$1" bs=1 skip="$2" count=8 status=none | od -An -v -tx1 | sed 's/^ //; s/\([0-9a-f]*\)/0x\1/g'
+}
 
 # works NAME BACKEND DEVICE [lost|refused]: what is stored is kept in the image, or is not the image's.
 works()
@@ -111,9 +114,9 @@ works 'virtio-pmem, aligned' share=on,align=2M virtio-pmem-pci
 works 'virtio-pmem, all populated' share=on,prealloc=on virtio-pmem-pci
 works 'virtio-pmem, private' share=off virtio-pmem-pci lost
 works 'nvdimm, read-only' share=on,readonly=on nvdimm,unarmed=on refused
-if echo quit | timeout 10 "$qemu" -accel tcg -S -machine q35,nvdimm=on -m 64M,slots=2,maxmem=2G -display none -nodefaults \
-  -object memory-backend-file,id=pm,share=on,mem-path=raw,size=16M,pmem=on,discard-data=off -device nvdimm,memdev=pm \
-  -monitor stdio 2>&1 | grep -q 'Lack of libpmem'; then
+if echo quit | timeout 10 "$qemu" -accel tcg -S -machine q35,nvdimm=on -m 64M,slots=2,maxmem=2G \
+  -display none -nodefaults -object memory-backend-file,id=pm,share=on,mem-path=raw,size=16M,pmem=on \
+  -device nvdimm,memdev=pm -monitor stdio 2>&1 | grep -q 'Lack of libpmem'; then
   skip 'nvdimm, pmem=on' 'this QEMU has no libpmem'
 elif [ "${PMEM_IS_PMEM_FORCE:-}" = 1 ]; then
   works 'nvdimm, pmem=on: store-durable' share=on,pmem=on nvdimm

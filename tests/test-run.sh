@@ -82,13 +82,15 @@ test_programs()
   works 'cmp: the content is the raw file' cmp raw a.pcow
   works 'cat' sh -c 'cat a.pcow | cmp - raw'
   works 'a shell hands it on as standard input' sh -c 'cmp - raw <a.pcow'
-  works 'commands share its position' sh -c '{ dd bs=1M count=3 status=none; dd bs=64k status=none; } <a.pcow | cmp - raw'
+  works 'commands share its position' \
+    sh -c '{ dd bs=1M count=3 status=none; dd bs=64k status=none; } <a.pcow | cmp - raw'
   works 'a stream of the C library' sh -c 'test "$(md5sum <raw)" = "$(md5sum <a.pcow)"'
   works 'cp from it' cp a.pcow copy
   that 'cp made the raw file' cmp copy raw
   works 'cp from it, with holes' cp --sparse=always sparse.pcow copy
   that 'cp made the sparse file' cmp copy sparse
-  works 'dd into the middle' dd if=letters of=a.pcow bs=4096 skip=3 seek=100 count=7 conv=notrunc,fsync status=none
+  works 'dd into the middle' \
+    dd if=letters of=a.pcow bs=4096 skip=3 seek=100 count=7 conv=notrunc,fsync status=none
   cp raw expected
   dd if=letters of=expected bs=4096 skip=3 seek=100 count=7 conv=notrunc status=none
   that 'dd wrote what it would to a raw file' img compare -q expected a.pcow
@@ -132,7 +134,8 @@ test_others()
   through -i b.pcow stat -c %s b.pcow
   that 'but that one is' out_has '^8388608$'
   through -i short cat a.pcow
-  works 'pipes, devices, directories' sh -c 'mkfifo p; cat p >/dev/null & echo x >p; wait; ls / >/dev/null; : </dev/null'
+  works 'pipes, devices, directories' \
+    sh -c 'mkfifo p; cat p >/dev/null & echo x >p; wait; ls / >/dev/null; : </dev/null'
 }
 
 # ---- Snapshots, errors ----
@@ -223,7 +226,8 @@ test_read_only()
   nobody dd if=raw of=a.pcow conv=notrunc
   that 'and does not write it' test "$status" != 0
   nobody sh -c 'cat <a.pcow'
-  that 'as standard input it fails cleanly' sh -c "grep -q 'Bad file descriptor' '$scratch/err' && test ! -s '$scratch/out'"
+  that 'as standard input it fails cleanly' \
+    sh -c "grep -q 'Bad file descriptor' '$scratch/err' && test ! -s '$scratch/out'"
 }
 
 # ---- Programs written for this ----
@@ -258,11 +262,26 @@ test_calls()
     "$PCOW_RUN" cat c.pcow >"$scratch/out" 2>/dev/null && break
     sleep 0.1
   done
-  that 'what both wrote is there' sh -c "test \"\$(head -c 1 '$scratch/out')\$(tail -c +8193 '$scratch/out' | head -c 1)\" = DD"
+  that 'what both wrote is there' \
+    sh -c "test \"\$(head -c 1 '$scratch/out')\$(tail -c +8193 '$scratch/out' | head -c 1)\" = DD"
 }
 
 test_durability()
 {
+  fresh c.pcow letters.pcow
+  through "$RUN_CALLS" synced "$PWD/c.pcow"
+  that 'a process is killed that has synced' test "$status" = 137
+  for n in 0 1 2 3 4; do
+    printf $((n + 1)) | dd of=synced bs=4096 seek=$n conv=notrunc status=none
+  done
+  cp letters expected
+  for n in 0 1 2 3 4; do
+    dd if=synced of=expected bs=1 count=1 skip=$((n * 4096)) seek=$((n * 4096)) conv=notrunc status=none
+  done
+  printf 6 | dd of=expected bs=1 seek=$((3 * 4096 + 1)) conv=notrunc status=none
+  # What was not is cut off, or is there: here nothing is.
+  that 'what it synced is there' img compare -q expected c.pcow
+  clean c.pcow
   if [ "$(img info --output=json letters.pcow | grep -c '"durability" : "store"')" = 0 ] &&
     [ "${PMEM_IS_PMEM_FORCE:-}" != 1 ]; then
     skip 'MAP_SYNC' 'no persistent memory'

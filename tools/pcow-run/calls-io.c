@@ -48,11 +48,9 @@ static ssize_t transfer_all(struct run_handle *handle, int fd, bool write, const
     offset = real()->lseek64(fd, 0, SEEK_CUR);
   }
   if (write && handle->append) {
-    off_t end = handle->writable && run_image_begin(handle->image, true) == 0 ? (off_t)handle->image->size : -1;
-
-    if (end >= 0) {
+    if (handle->writable && run_image_begin(handle->image, true) == 0) {
+      offset = (off_t)handle->image->size;
       run_image_end(handle->image);
-      offset = end;
     }
   }
   for (int k = 0; k < count; k++) {
@@ -72,8 +70,8 @@ static ssize_t transfer_all(struct run_handle *handle, int fd, bool write, const
   return n;
 }
 
-static ssize_t one(struct run_handle *handle, int fd, bool write, const void *buffer, size_t count, off_t offset,
-                   bool at_position)
+static ssize_t one(struct run_handle *handle, int fd, bool write, const void *buffer, size_t count,
+                   off_t offset, bool at_position)
 {
   struct iovec vec = { (void *)(uintptr_t)buffer, count };
   ssize_t n = transfer_all(handle, fd, write, &vec, 1, offset, at_position);
@@ -110,7 +108,8 @@ RUN_API ssize_t run_pread(int fd, void *buffer, size_t count, off_t offset)
 {
   struct run_handle *handle = run_table_get(fd);
 
-  return handle ? one(handle, fd, false, buffer, count, offset, false) : real()->pread64(fd, buffer, count, offset);
+  return handle ? one(handle, fd, false, buffer, count, offset, false)
+                : real()->pread64(fd, buffer, count, offset);
 }
 
 RUN_API ssize_t run_pwrite(int fd, const void *buffer, size_t count, off_t offset) __asm__("pwrite64");
@@ -134,7 +133,8 @@ RUN_API ssize_t run_read_chk(int fd, void *buffer, size_t count, size_t room)
   return run_read(fd, buffer, count);
 }
 
-RUN_API ssize_t run_pread_chk(int fd, void *buffer, size_t count, off_t offset, size_t room) __asm__("__pread64_chk");
+RUN_API ssize_t run_pread_chk(int fd, void *buffer, size_t count, off_t offset, size_t room)
+  __asm__("__pread64_chk");
 RUN_ALSO(__pread_chk, __pread64_chk);
 RUN_API ssize_t run_pread_chk(int fd, void *buffer, size_t count, off_t offset, size_t room)
 {
@@ -183,7 +183,8 @@ RUN_API ssize_t run_preadv(int fd, const struct iovec *vec, int count, off_t off
 {
   struct run_handle *handle = run_table_get(fd);
 
-  return handle ? vector(handle, fd, false, vec, count, AT(offset), 0) : real()->preadv64(fd, vec, count, offset);
+  return handle ? vector(handle, fd, false, vec, count, AT(offset), 0)
+                : real()->preadv64(fd, vec, count, offset);
 }
 
 RUN_API ssize_t run_pwritev(int fd, const struct iovec *vec, int count, off_t offset) __asm__("pwritev64");
@@ -192,7 +193,8 @@ RUN_API ssize_t run_pwritev(int fd, const struct iovec *vec, int count, off_t of
 {
   struct run_handle *handle = run_table_get(fd);
 
-  return handle ? vector(handle, fd, true, vec, count, AT(offset), 0) : real()->pwritev64(fd, vec, count, offset);
+  return handle ? vector(handle, fd, true, vec, count, AT(offset), 0)
+                : real()->pwritev64(fd, vec, count, offset);
 }
 
 RUN_API ssize_t run_preadv2(int fd, const struct iovec *vec, int count, off_t offset, int flags)
@@ -239,7 +241,7 @@ off_t run_lseek(int fd, off_t offset, int whence)
   if (ret)
     offset = run_result(ret);
   else
-    offset = real()->lseek64(fd, offset, whence == SEEK_CUR ? SEEK_CUR : whence > SEEK_HOLE ? whence : SEEK_SET);
+    offset = real()->lseek64(fd, offset, whence >= SEEK_END && whence <= SEEK_HOLE ? SEEK_SET : whence);
   run_table_put(handle);
   return offset;
 }

@@ -210,7 +210,7 @@ static int close_range_but_own(unsigned first, unsigned last, int flags)
   unsigned own;
   int ret = 0;
 
-  for (int fd = run_table_next((int)first); fd < RUN_FD_MOST && (unsigned)fd <= last; fd = run_table_next(fd + 1))
+  for (int fd = (int)first; (fd = run_table_next(fd)) < RUN_FD_MOST && (unsigned)fd <= last; fd++)
     run_close(fd);
   while (ret == 0 && first <= last) {
     own = first < RUN_FD_MOST ? (unsigned)run_own_next((int)first) : RUN_FD_MOST;
@@ -374,7 +374,8 @@ RUN_API int run_ioctl(int fd, unsigned long request, ...)
   va_start(list, request);
   argument = va_arg(list, void *);
   va_end(list);
-  if (run_table_has(fd) && request != FIGETBSZ && request != FIOCLEX && request != FIONCLEX && request != FIONBIO) {
+  if (run_table_has(fd) && request != FIGETBSZ && request != FIOCLEX && request != FIONCLEX &&
+      request != FIONBIO) {
     errno = ENOTTY;
     return -1;
   }

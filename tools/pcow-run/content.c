@@ -124,7 +124,8 @@ off_t run_content_seek(struct run_handle *handle, off_t offset, bool data)
     run_image_end(i);
     return -ENXIO;
   }
-  ret = pcow_extents(i->image, (uint64_t)offset, i->size - (uint64_t)offset, PCOW_EXTENTS_MERGE, on_extent, &w);
+  ret = pcow_extents(i->image, (uint64_t)offset, i->size - (uint64_t)offset, PCOW_EXTENTS_MERGE, on_extent,
+                     &w);
   if (ret < 0)
     run_complain_library(ret);
   else if (ret == 0 && data)
@@ -152,8 +153,8 @@ int run_content_truncate(struct run_handle *handle, off_t size)
   ret = run_image_lock(i, true);
   if (ret == 0) {
     if ((uint64_t)size < i->size) {
-      run_complain("%s: cannot be made smaller than its %llu bytes by a program; pcow-img resize --shrink can",
-                   i->path, (unsigned long long)i->size);
+      run_complain("%s: cannot be made smaller than its %llu bytes by a program; pcow-img resize --shrink "
+                   "can", i->path, (unsigned long long)i->size);
       ret = -EINVAL;
     } else if (full > i->size) {
       ret = pcow_resize(i->image, full, 0);

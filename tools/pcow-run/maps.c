@@ -260,7 +260,9 @@ static int map(struct run_handle *handle, const struct request *r, void **result
   int type = r->flags & MAP_TYPE;
   int ret;
 
-  if (!r->length || r->offset % PAGE || (type != MAP_SHARED && type != MAP_SHARED_VALIDATE && type != MAP_PRIVATE))
+  if (!r->length || r->offset % PAGE)
+    return -EINVAL;
+  if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE && type != MAP_PRIVATE)
     return -EINVAL;
   if (!handle->readable || (type != MAP_PRIVATE && (r->prot & PROT_WRITE) && !handle->writable))
     return -EACCES;

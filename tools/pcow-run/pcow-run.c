@@ -84,7 +84,8 @@ static void check_elf(const char *path, int fd)
     dynamic |= part.p_type == PT_INTERP;
   }
   if (!dynamic)
-    die(NOT_RUN, "%s: is linked statically, and calls the kernel without a library that could stand between", path);
+    die(NOT_RUN, "%s: is linked statically, and calls the kernel without a library that could stand between",
+        path);
 }
 
 static void check_program(const char *path, unsigned depth)
@@ -96,7 +97,8 @@ static void check_program(const char *path, unsigned depth)
   if (fd < 0)
     return;     /* exec may do it all the same, or say why not */
   if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)) {
-    if (((st.st_mode & S_ISUID) && st.st_uid != getuid()) || ((st.st_mode & S_ISGID) && st.st_gid != getgid()))
+    if (((st.st_mode & S_ISUID) && st.st_uid != getuid()) ||
+        ((st.st_mode & S_ISGID) && st.st_gid != getgid()))
       die(NOT_RUN, "%s: runs as another user or group, and takes no library from this one", path);
     check_elf(path, fd);
     if (depth < 4 && pread(fd, text, sizeof(text) - 1, 0) > 2 && strncmp(text, "#!", 2) == 0) {
@@ -164,9 +166,10 @@ int main(int argc, char **argv)
   g_autoptr(GError) error = NULL;
   g_autoptr(GOptionContext) context = g_option_context_new("PROGRAM [ARGUMENT…]");
   const GOptionEntry entries[] = {
-    { "any-base", 0, 0, G_OPTION_ARG_NONE, &any_base, "Follow bases wherever they lie; trusted images only", NULL },
-    { "base-dir", 0, 0, G_OPTION_ARG_FILENAME, &base_dir, "Follow bases within DIR (default: the image's directory)",
-      "DIR" },
+    { "any-base", 0, 0, G_OPTION_ARG_NONE, &any_base, "Follow bases wherever they lie; trusted images only",
+      NULL },
+    { "base-dir", 0, 0, G_OPTION_ARG_FILENAME, &base_dir,
+      "Follow bases within DIR (default: the image's directory)", "DIR" },
     { "durability", 0, 0, G_OPTION_ARG_STRING, &durability,
       "When stores are durable: store or flush (default: as the program asks for)", "MODE" },
     { "image", 'i', 0, G_OPTION_ARG_FILENAME_ARRAY, &images,

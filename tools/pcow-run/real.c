@@ -150,7 +150,10 @@ void *run_wrap_mremap(void *address, size_t old, size_t length, int flags, ...)
   return real()->mremap(address, old, length, flags, to);
 }
 
-int run_wrap_mprotect(void *address, size_t length, int prot) { return real()->mprotect(address, length, prot); }
+int run_wrap_mprotect(void *address, size_t length, int prot)
+{
+  return real()->mprotect(address, length, prot);
+}
 
 int run_wrap_madvise(void *address, size_t length, int advice)
 {
