@@ -316,6 +316,20 @@ static void check_daemon(void)
   CHECK(close(open(more, O_CREAT | O_WRONLY, 0600)) == 0);
 }
 
+/* A child that only lives on holds neither the image nor its base, when its parent has ended. MORE: a file whose
+ * removal ends it. */
+static void check_orphan(void)
+{
+  shared_fd = open_image(O_RDWR);
+  map_image(shared_fd)[0] = 'O';
+  if (fork())
+    exit(0);
+  fclose(stdin);
+  CHECK(close(1) == 0 && close(2) == 0);        /* nobody waits for what it may say */
+  for (int n = 0; n < 3000 && access(more, F_OK) == 0; n++)
+    usleep(10000);
+}
+
 /* What a child wrote is there for whoever shares the descriptor; so is the position. */
 static void check_handed(void)
 {
@@ -372,13 +386,15 @@ static void check_synced(void)
   CHECK(pwrite(dsync, "2", 1, 4096) == 1);
   map = map_image(fd);
   map[2 * 4096] = '3';
-  CHECK(msync(map + 2 * 4096, 4096, MS_SYNC) == 0);
+  CHECK(msync(map, SIZE, MS_SYNC) == 0);
   map[3 * 4096] = '4';
   CHECK(fsync(dup(fd)) == 0);
   map[4 * 4096] = '5';
   sync();
   map[3 * 4096 + 1] = '6';      /* again in a page that was flushed */
   CHECK(fdatasync(dsync) == 0);
+  map[5 * 4096] = '7';
+  CHECK(msync(map + 5 * 4096, 4096, MS_SYNC) == 0);
   kill(getpid(), SIGKILL);
 }
 
@@ -486,10 +502,10 @@ static const struct {
   { "busy", check_busy },       { "closed", check_closed },   { "daemon", check_daemon },
   { "exec", check_exec },       { "exit", check_exit },       { "fork", check_fork },
   { "grow", check_grow },       { "handed", check_handed },   { "hold", check_hold },
-  { "map-sync", check_map_sync }, { "numbers", check_numbers }, { "past", check_past },
-  { "private", check_private }, { "refused", check_refused }, { "reservation", check_reservation },
-  { "synced", check_synced },   { "threads", check_threads }, { "trunc", check_trunc },
-  { "vfork", check_vfork },
+  { "map-sync", check_map_sync }, { "numbers", check_numbers }, { "orphan", check_orphan },
+  { "past", check_past },       { "private", check_private }, { "refused", check_refused },
+  { "reservation", check_reservation }, { "synced", check_synced }, { "threads", check_threads },
+  { "trunc", check_trunc },     { "vfork", check_vfork },
 };
 
 int main(int argc, char **argv)

@@ -251,6 +251,14 @@ test_calls()
     works 'what was stored before is there' sh -c 'test "$(head -c 1 c.pcow)" = X'
     clean c.pcow
   done
+  img convert -f raw -O pcow letters another.pcow
+  fresh c.pcow another.pcow
+  touch lives
+  through "$RUN_CALLS" orphan "$PWD/c.pcow" "$PWD/lives"
+  that 'a child of one that ended lives' test "$status" = 0
+  that 'it does not hold the image' img snapshot -c free c.pcow
+  that 'nor the base' img snapshot -c free another.pcow
+  rm lives
   fresh c.pcow letters.pcow
   through "$RUN_CALLS" daemon "$PWD/c.pcow" "$PWD/gone"
   for _ in $(seq 200); do
@@ -271,15 +279,15 @@ test_durability()
   fresh c.pcow letters.pcow
   through "$RUN_CALLS" synced "$PWD/c.pcow"
   that 'a process is killed that has synced' test "$status" = 137
-  for n in 0 1 2 3 4; do
-    printf $((n + 1)) | dd of=synced bs=4096 seek=$n conv=notrunc status=none
+  for n in 0 1 2 3 4 5; do
+    [ "$n" = 5 ] && set -- 7 || set -- $((n + 1))
+    printf '%s' "$1" | dd of=synced bs=4096 seek=$n conv=notrunc status=none
   done
   cp letters expected
-  for n in 0 1 2 3 4; do
+  for n in 0 1 2 3 4 5; do
     dd if=synced of=expected bs=1 count=1 skip=$((n * 4096)) seek=$((n * 4096)) conv=notrunc status=none
   done
   printf 6 | dd of=expected bs=1 seek=$((3 * 4096 + 1)) conv=notrunc status=none
-  # What was not is cut off, or is there: here nothing is.
   that 'what it synced is there' img compare -q expected c.pcow
   clean c.pcow
   if [ "$(img info --output=json letters.pcow | grep -c '"durability" : "store"')" = 0 ] &&
