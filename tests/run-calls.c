@@ -400,11 +400,17 @@ static void check_synced(void)
 
 static uint8_t *stored;
 
+static volatile bool never;
+
 static void *store(void *opaque)
 {
-  for (unsigned seed = 1; !opaque; seed = seed * 1103515245 + 12345)
+  unsigned seed = 1;
+
+  while (!never) {
+    seed = seed * 1103515245 + 12345;
     stored[seed % (SIZE - 4096) + 4096] = 'T';
-  return NULL;
+  }
+  return opaque;
 }
 
 /* A process ends as it wanted to, whoever is still storing; what was stored before is in the image. */
