@@ -485,6 +485,8 @@ static void check_map_sync(void)
   map = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0);
   CHECK(map != MAP_FAILED);
   map[0] = 'S';
+  FAILS(mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED_VALIDATE | MAP_SYNC, fd, HUGE), EOPNOTSUPP);
+  CHECK(mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, HUGE) == map + HUGE);
   /* Killed: what was stored is there, as after a store to persistent memory. */
   kill(getpid(), SIGKILL);
 }

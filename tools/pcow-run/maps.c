@@ -175,6 +175,10 @@ static int map_shared(struct run_image *i, const struct request *r, void **resul
   uint64_t end = r->offset + r->length;
   int ret = 0;
 
+  /* libpmem notes which ranges are persistent memory, and wants each of them once. */
+  for (unsigned n = 0; r->sync && n < i->view_count; n++)
+    if (i->views[n].from < end && r->offset < i->views[n].to)
+      return -EOPNOTSUPP;
   if (i->map && (end > i->reserve || (r->fixed && r->address != i->base + r->offset) ||
                  (r->store && !i->store && i->writable))) {
     if (i->view_count)
