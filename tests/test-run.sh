@@ -253,7 +253,11 @@ test_calls()
     through "$RUN_CALLS" $name "$PWD/c.pcow"
     that "$name" test "$status" = 0
     [ "$status" = 0 ] || not_ok "$name: why" "exit status $status"
-    [ $name = exec ] || clean c.pcow
+    clean c.pcow
+    if [ $name = exec ]; then
+      that "$name: nobody was cut off" sh -c "! grep -q cleanly '$scratch/err'"
+      works "$name: what was written before it is there" sh -c 'test "$(head -c 1 c.pcow)" = E'
+    fi
   done
   for name in '' now; do
     fresh c.pcow letters.pcow

@@ -69,7 +69,7 @@ static int open_probed(int probe, int flags)
   if (fd >= 0 && (flags & O_TRUNC) && writable)
     ret = run_content_clear(image);
   if (fd >= 0 && ret == 0)
-    ret = run_image_park(image);
+    ret = run_image_park(image, false);
   if (fd < 0 || ret) {
     if (fd >= 0)
       real()->close(fd);

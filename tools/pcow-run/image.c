@@ -233,13 +233,14 @@ int run_image_open(struct run_image *i, bool writable)
 }
 
 /* A shell opens what it redirects to, and leaves it to the programs that it runs. */
-int run_image_park(struct run_image *i)
+int run_image_park(struct run_image *i, bool used)
 {
   int ret = 0;
 
   pthread_mutex_lock(&run_structure);
   pthread_rwlock_wrlock(&i->use);
-  if (i->handles == 1 && !i->view_count && i->image) {
+  if ((used || i->handles == 1) && !i->view_count && i->image) {
+    run_maps_end(i);
     ret = pcow_close(i->image);
     i->image = NULL;
     run_maps_forget(i);

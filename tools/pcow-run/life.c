@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -53,8 +54,10 @@ void run_life_exec(void)
 {
   if (!run_own_process())
     return;
-  for (struct run_image *i = run_images(); i; i = i->next)
+  for (struct run_image *i = run_images(); i; i = i->next) {
+    run_image_park(i, true);
     run_content_sync_image(i);
+  }
 }
 
 /* ---- exit ---- */
@@ -151,6 +154,64 @@ RUN_API int run_execvp(const char *file, char *const *argv)
 {
   run_life_exec();
   return real()->execvpe(file, argv, environ);
+}
+
+#define ARGUMENTS_MOST 4096
+
+/* The rest of a list of arguments that begins with FIRST; false: too long. */
+static bool collect(va_list list, const char *first, char *argv[ARGUMENTS_MOST])
+{
+  unsigned n = 0;
+
+  for (const char *each = first; n < ARGUMENTS_MOST; each = va_arg(list, const char *)) {
+    argv[n++] = (char *)(uintptr_t)each;
+    if (!each)
+      return true;
+  }
+  errno = E2BIG;
+  return false;
+}
+
+RUN_API int run_execl(const char *path, const char *first, ...) __asm__("execl");
+RUN_API int run_execl(const char *path, const char *first, ...)
+{
+  char *argv[ARGUMENTS_MOST];
+  va_list list;
+  bool fits;
+
+  va_start(list, first);
+  fits = collect(list, first, argv);
+  va_end(list);
+  return fits ? run_execv(path, argv) : -1;
+}
+
+RUN_API int run_execlp(const char *file, const char *first, ...) __asm__("execlp");
+RUN_API int run_execlp(const char *file, const char *first, ...)
+{
+  char *argv[ARGUMENTS_MOST];
+  va_list list;
+  bool fits;
+
+  va_start(list, first);
+  fits = collect(list, first, argv);
+  va_end(list);
+  return fits ? run_execvp(file, argv) : -1;
+}
+
+RUN_API int run_execle(const char *path, const char *first, ...) __asm__("execle");
+RUN_API int run_execle(const char *path, const char *first, ...)
+{
+  char *argv[ARGUMENTS_MOST];
+  char *const *envp = NULL;
+  va_list list;
+  bool fits;
+
+  va_start(list, first);
+  fits = collect(list, first, argv);
+  if (fits)
+    envp = va_arg(list, char *const *);
+  va_end(list);
+  return fits ? run_execve(path, argv, envp) : -1;
 }
 
 RUN_API int run_fexecve(int fd, char *const *argv, char *const *envp) __asm__("fexecve");

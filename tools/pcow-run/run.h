@@ -98,8 +98,8 @@ struct run_image *run_image_find(int fd);
 /* One more open file description. -errno after a sentence on stderr; -EMEDIUMTYPE: it is no image after all.
  * run_structure is held. */
 int run_image_open(struct run_image *image, bool writable);
-/* Until it is used it need not be open any more, unless it was before. */
-int run_image_park(struct run_image *image);
+/* Until it is used again it need not be open any more, unless it is mapped, or (not USED) was open before. */
+int run_image_park(struct run_image *image, bool used);
 /* One more, of an image that is opened when it is used. */
 void run_image_adopt(struct run_image *image);
 /* One less. */
