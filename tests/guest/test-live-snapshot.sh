@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Snapshots of a running guest's persistent memory while an application in it writes records: each snapshot
+# opens, its file system needs a replay of the journal at most, every record acknowledged before is in it, none is torn.
+# Prints the guest's longest pause between two acknowledged records.
+#
+#     test-live-snapshot.sh backend-nvdimm|backend-virtio [SNAPSHOTS]
+
+# shellcheck source-path=SCRIPTDIR source=guest.sh
+. "$(dirname "${BASH_SOURCE[0]}")/guest.sh"
+kind=${1:?a kind of guest}
+snapshots=${2:-5}
+why=$(kind_available "$kind") || guest_skip "$why"
+
+that "a golden image" golden "$kind" "$work/golden.pcow" 96
+that "an overlay" overlay "$work/golden.pcow" "$work/vm.pcow"
+guest_job vm root <<'END'
+exec record write /data/log 0 6000
+END
+kind_start "$kind" vm "$work/vm.pcow"
+that "the guest writes" guest_until vm 120 '^ACK 10$'
+
+declare -a acked
+for ((n = 0; n < snapshots; n++)); do
+  acked[n]=$(guest_acked vm)
+  that "snapshot $n is taken after record ${acked[n]}" qmp vm qom-set path=/objects/pm property=snapshot-create "value=\"s$n\""
+  sleep 0.3
+done
+that "the guest went on after the last snapshot" guest_until vm 30 "^ACK $(($(guest_acked vm) + 5))\$"
+before=$(guest_console vm | awk '$1 == "PAUSE" { print $2 }' | tail -n 1)
+guest_kill vm
+echo "# longest pause between two acknowledged records: $before ms, with $snapshots snapshots; last record $(guest_acked vm)"
+that "the image is whole" "$PCOW_IMG" check -q "$work/vm.pcow"
+
+for ((n = 0; n < snapshots; n++)); do
+  that "snapshot $n opens" extract_fs "$kind" "$work/vm.pcow@s$n" "$work/s.raw"
+  # 0: nothing to do; 1: the journal was replayed. Then nothing may be left to repair.
+  e2fsck -fp "$work/s.raw" >"$work/out" 2>&1
+  that "e2fsck replays the journal at most ($?)" grep -vq 'Inode.*FIXED\|UNEXPECTED' "$work/out"
+  that "e2fsck finds nothing after that" e2fsck -fn "$work/s.raw"
+  that "record ${acked[n]} and all before it are in it" sh -c \
+    "debugfs -R 'dump /data/log $work/log' '$work/s.raw' 2>/dev/null && '$RECORD' verify '$work/log' ${acked[n]}"
+  rm -f "$work/s.raw" "$work/log"
+done
+finish
