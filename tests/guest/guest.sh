@@ -201,10 +201,20 @@ with_libraries()
   for program; do
     program=$(command -v "$program") || return 1
     install -D -m 755 "$program" "$dir/bin/${program##*/}"
-    while read -r library; do
-      [ -e "$dir$library" ] || install -D -m 755 "$(readlink -f "$library")" "$dir$library"
-    done < <(ldd "$program" | grep -o '/[^ ]*')
+    with_library "$dir" "$program"
   done
+}
+
+# with_library DIR FILE: what this program or library is linked to, and a library itself.
+with_library()
+{
+  local library
+  case $2 in
+    *.so.*) install -D -m 755 "$(readlink -f "$2")" "$1$2" ;;
+  esac
+  while read -r library; do
+    [ -e "$1$library" ] || install -D -m 755 "$(readlink -f "$library")" "$1$library"
+  done < <(ldd "$2" | grep -o '/[^ ]*')
 }
 
 # nvdimm_root RAW FS: makes of a file system image what an NVDIMM holds that a guest uses with DAX: the
