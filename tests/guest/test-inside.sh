@@ -29,7 +29,8 @@ tree=$work/tree
 mkdir -p "$tree/bin" "$tree/lib"
 declare -a programs
 : >"$tree/list"
-programs+=("$(command -v tar)" "$(command -v xz)")
+# busybox has its own of these, and its shell prefers them.
+programs+=("$(command -v tar)" "$(command -v xz)" "$(command -v cp)" "$(command -v dash)")
 mkdir -p "$tree/source/tests" && cp -r "$guest_dir/../data" "$tree/source/tests/"
 for name in "${tests[@]}"; do
   command=$(python3 - "$build" "$name" <<'END'
@@ -54,8 +55,9 @@ pmem=$(ldconfig -p | sed -n 's/.*libpmem\.so\.1 .*=> //p' | head -n 1)
 find "$tree" -name '*.so*' ! -regex "$tree/lib/[^/]*" -exec mv -f -t "$tree/lib" {} +
 
 cat >"$tree/run" <<'END'
-export TMPDIR=/pm PCOW_TEST_DIR=/pm SOURCE_ROOT=/t/source PATH=/bin:/t/bin LD_LIBRARY_PATH=/t/lib
+export TMPDIR=/pm PCOW_TEST_DIR=/pm SOURCE_ROOT=/t/source PATH=/t/bin:/bin LD_LIBRARY_PATH=/t/lib
 export CK_DEFAULT_TIMEOUT=1200 HOME=/
+ln -sf /t/bin/dash /bin/sh
 cd /pm
 while read -r name program arguments; do
   timeout 1500 /t/bin/$program $arguments >/tmp/out 2>&1 </dev/null
