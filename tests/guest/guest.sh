@@ -168,7 +168,7 @@ guest_acked()
   guest_console "$1" | sed '$!b; /^ACK [0-9]*$/!d' | awk '$1 == "ACK" { n = $2; found = 1 } END { print found ? n : -1 }'
 }
 
-# qmp NAME COMMAND [KEY=VALUE…]: the answer's "return" as JSON on stdout; an error on stderr and status 1.
+# qmp NAME COMMAND…: as qmp.py has them.
 qmp()
 {
   python3 "$guest_dir/qmp.py" "$work/$1.qmp" "${@:2}"

@@ -24,7 +24,7 @@ that "the guest writes" guest_until vm 120 '^ACK 10$'
 declare -a acked
 for ((n = 0; n < snapshots; n++)); do
   acked[n]=$(guest_acked vm)
-  that "snapshot $n is taken after record ${acked[n]}" qmp vm qom-set path=/objects/pm property=snapshot-create "value=\"s$n\""
+  that "snapshot $n is taken after record ${acked[n]}" qmp vm "pcow-snapshot-create={\"id\":\"pm\",\"name\":\"s$n\"}"
   sleep 0.3
 done
 that "the guest went on after the last snapshot" guest_until vm 30 "^ACK $(($(guest_acked vm) + 5))\$"
