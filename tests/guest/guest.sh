@@ -11,6 +11,8 @@ export LC_ALL=C PMEM_IS_PMEM_FORCE=1
 PATH=$PATH:/usr/sbin:/sbin
 
 guest_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=qemu.sh
+. "$guest_dir/qemu.sh"
 QEMU=${QEMU:-qemu-system-x86_64}
 
 guest_skip()
@@ -47,18 +49,30 @@ done
 [ -x "${PCOW_IMG:-}" ] || guest_skip "PCOW_IMG does not name pcow-img"
 [ -x "${RECORD:-}" ] || guest_skip "RECORD does not name the record program"
 
+# A guest on a busy machine may get no time for seconds: nothing that a kernel should complain of, or die of.
+guest_patience='no_timer_check nowatchdog tsc=reliable rcupdate.rcu_cpu_stall_suppress=1'
+
 failures=0
 declare -A guest_pid=()
 
 guest=$("$guest_dir/make-guest" --kernel "${PCOW_GUEST_KERNEL:-6.1}") || { echo "$guest"; exit 77; }
 work=$(mktemp -d "${TMPDIR:-/dev/shm}/pcow-guest.XXXXXX") || exit 1
+guest_at_exit=()
+# guest_at_exit COMMAND: is run when all guests have ended, before $work is deleted.
+guest_at_exit()
+{
+  guest_at_exit+=("$1")
+}
 guest_cleanup()
 {
-  local pid
+  local pid command
   for pid in "${guest_pid[@]}"; do
     kill -KILL "$pid" 2>/dev/null
   done
   wait 2>/dev/null
+  for command in "${guest_at_exit[@]}"; do
+    eval "$command"
+  done
   rm -rf "$work"
 }
 trap guest_cleanup EXIT
@@ -98,10 +112,10 @@ guest_start()
   shift
   # shellcheck disable=SC2086 # GUEST_WRAP is a command with arguments
   ${GUEST_WRAP:-} "$QEMU" -accel tcg -cpu max -m "${GUEST_MEMORY:-256M},slots=4,maxmem=64G" \
-    -machine q35,nvdimm=on -nodefaults -no-user-config -display none -no-reboot ${GUEST_QEMU_ARGS:-} \
+    -machine q35,nvdimm=on -nodefaults -no-user-config -display none -no-reboot \
     -serial "file:$work/$name.log" -qmp "unix:$work/$name.qmp,server=on,wait=off" \
     -kernel "$guest/vmlinuz" -initrd "$work/$name.initrd" \
-    -append "console=ttyS0 quiet panic=-1 ${GUEST_APPEND:-}" "$@" \
+    -append "console=ttyS0 quiet panic=-1 $guest_patience ${GUEST_APPEND:-}" "$@" \
     >"$work/$name.err" 2>&1 </dev/null &
   guest_pid[$name]=$!
 }
@@ -109,7 +123,7 @@ guest_start()
 # guest_console NAME: what the guest has written, its lines as a terminal shows them.
 guest_console()
 {
-  tr -d '\r' <"$work/$1.log" 2>/dev/null
+  tr -d '\r' 2>/dev/null <"$work/$1.log"
 }
 
 # guest_wait NAME SECONDS: until it has ended; 0 if its job did well.
@@ -157,7 +171,7 @@ guest_until()
 # guest_kill NAME: SIGKILL, as a crash of the host's process.
 guest_kill()
 {
-  kill -KILL "${guest_pid[$1]}"
+  kill -KILL "${guest_pid[$1]}" 2>/dev/null
   wait "${guest_pid[$1]}" 2>/dev/null
   unset "guest_pid[$1]"
 }
@@ -189,7 +203,7 @@ golden_root()
   install -m 755 "$guest_dir/root-init" "$tree/sbin/init"
   rm -f "$1"
   truncate -s "$2M" "$1"
-  mke2fs -q -t ext4 -b 4096 -F -d "$tree" "$1"
+  mke2fs -q -t ext4 -b 4096 -E lazy_itable_init=0,lazy_journal_init=0 -F -d "$tree" "$1"
   rm -rf "$tree"
 }
 
@@ -241,19 +255,21 @@ END
 
 # ---- Images, and how a guest gets them ----
 #
-# A kind is HOW-DEVICE: "backend" is memory-backend-pcow of our QEMU ($PCOW_QEMU), "run" Debian's QEMU under pcow-run
+# A kind is HOW-DEVICE: "backend" is memory-backend-pcow of our QEMU ($QEMU_PCOW), "run" Debian's QEMU under pcow-run
 # ($PCOW_RUN); "nvdimm" is store-durable, "virtio" a virtio-pmem device, flush-durable.
 
-# kind_available KIND: or a line that says what is missing, and 1.
-kind_available()
+# need_kind KIND: finds what it needs; the test ends, skipped, when that is not there.
+need_kind()
 {
   case $1 in
-    backend-*) [ -x "${PCOW_QEMU:-}" ] || { echo "PCOW_QEMU names no QEMU with memory-backend-pcow"; return 1; } ;;
-    run-*) [ -x "${PCOW_RUN:-}" ] || { echo "PCOW_RUN does not name pcow-run"; return 1; } ;;
+    backend-nvdimm | backend-virtio) find_qemu_pcow ;;
+    run-nvdimm | run-virtio) [ -x "${PCOW_RUN:-}" ] || guest_skip "PCOW_RUN does not name pcow-run" ;;
+    *) echo "no kind of guest: '$1'"; exit 2 ;;
   esac
 }
 
-# kind_start KIND NAME IMAGE ARGUMENT…: boots the guest NAME with the image as its persistent memory.
+# kind_start KIND NAME IMAGE ARGUMENT…: boots the guest NAME with the image as its persistent memory. GUEST_BACKEND:
+# more properties of memory-backend-pcow.
 kind_start()
 {
   local kind=$1 name=$2 image=$3 size device durability
@@ -264,8 +280,8 @@ kind_start()
   esac
   case $kind in
     backend-*)
-      QEMU=$PCOW_QEMU GUEST_QEMU_ARGS=${PCOW_QEMU_ARGS-"-L /usr/share/qemu -L /usr/share/seabios"} \
-        guest_start "$name" -object "memory-backend-pcow,id=pm,mem-path=$image,durability=$durability" \
+      QEMU=$QEMU_PCOW \
+        guest_start "$name" -object "memory-backend-pcow,id=pm,mem-path=$image,durability=$durability${GUEST_BACKEND:-}" \
         -device "$device" "$@"
       ;;
     run-*)
@@ -300,10 +316,16 @@ overlay()
   "$PCOW_IMG" create -q -f pcow -b "$1" -F pcow "$2"
 }
 
+# content_sum FILE: a checksum; what a sparse file does not hold is not read.
+content_sum()
+{
+  tar -C "${1%/*}" -cS "${1##*/}" | sha256sum
+}
+
 # extract_fs KIND IMAGE[@SNAPSHOT] RAW: the file system that is in the image, for programs of the host.
 extract_fs()
 {
-  "$PCOW_IMG" convert -q -O raw "$2" "$3.whole" || return 1
+  "$PCOW_IMG" convert -q --any-base -O raw "$2" "$3.whole" || return 1
   case $1 in
     # Behind the namespace's info block; where, the block itself says (struct nd_pfn_sb of the kernel: dataoff).
     *-nvdimm)

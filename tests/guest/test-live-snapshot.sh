@@ -11,7 +11,14 @@
 . "$(dirname "${BASH_SOURCE[0]}")/guest.sh"
 kind=${1:?a kind of guest}
 snapshots=${2:-5}
-why=$(kind_available "$kind") || guest_skip "$why"
+need_kind "$kind"
+
+# What e2fsck -fn says of a file system in which nothing is left to be repaired.
+no_errors()
+{
+  cat "$1"
+  grep -q '^Pass 5' "$1" && ! grep -Ev '^$|^(e2fsck|Pass [1-5][:A-D])|: [0-9]+/[0-9]+ files|WARNING: Filesystem still has errors' "$1"
+}
 
 that "a golden image" golden "$kind" "$work/golden.pcow" 96
 that "an overlay" overlay "$work/golden.pcow" "$work/vm.pcow"
@@ -35,10 +42,10 @@ that "the image is whole" "$PCOW_IMG" check -q "$work/vm.pcow"
 
 for ((n = 0; n < snapshots; n++)); do
   that "snapshot $n opens" extract_fs "$kind" "$work/vm.pcow@s$n" "$work/s.raw"
-  # 0: nothing to do; 1: the journal was replayed. Then nothing may be left to repair.
-  e2fsck -fp "$work/s.raw" >"$work/e2fsck" 2>&1
-  that "e2fsck replays the journal at most" test $? -le 1 -a "$(grep -c 'FIXED\|UNEXPECTED\|CLEARED' "$work/e2fsck")" -eq 0
-  that "e2fsck finds nothing after that" e2fsck -fn "$work/s.raw"
+  e2fsck -y -E journal_only "$work/s.raw" >"$work/out" 2>&1
+  # What the superblock counts is brought up to date at unmount only; a mount does not trust it.
+  e2fsck -fn "$work/s.raw" 2>&1 | sed '/^Free \(blocks\|inodes\) count wrong (/,/^Fix/d' >"$work/found"
+  that "its file system needs a replay of the journal at most" no_errors "$work/found"
   that "record ${acked[n]} and all before it are in it" sh -c \
     "debugfs -R 'dump /data/log $work/log' '$work/s.raw' 2>/dev/null && '$RECORD' verify '$work/log' ${acked[n]}"
   rm -f "$work/s.raw" "$work/log"

@@ -9,10 +9,10 @@
 # shellcheck source-path=SCRIPTDIR source=guest.sh
 . "$(dirname "${BASH_SOURCE[0]}")/guest.sh"
 kind=${1:?a kind of guest}
-why=$(kind_available "$kind") || guest_skip "$why"
+need_kind "$kind"
 
 that "a golden image of a root file system" golden "$kind" "$work/golden.pcow" 48
-before=$(sha256sum <"$work/golden.pcow")
+before=$(content_sum "$work/golden.pcow")
 that "an overlay" overlay "$work/golden.pcow" "$work/vm.pcow"
 
 guest_job first root <<'END'
@@ -33,7 +33,7 @@ END
 kind_start "$kind" second "$work/vm.pcow"
 that "the next boot finds what was written" guest_wait second 120
 that "the overlay is whole after it" "$PCOW_IMG" check -q "$work/vm.pcow"
-that "the golden image has not changed" test "$before" = "$(sha256sum <"$work/golden.pcow")"
+that "the golden image has not changed" test "$before" = "$(content_sum "$work/golden.pcow")"
 that "its file system is clean" extract_fs "$kind" "$work/vm.pcow" "$work/fs.raw"
 that "e2fsck finds nothing" e2fsck -fn "$work/fs.raw"
 finish

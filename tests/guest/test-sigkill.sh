@@ -11,7 +11,7 @@
 kind=${1:?a kind of guest}
 kills=${2:-30}
 seed=${3:-$RANDOM}
-why=$(kind_available "$kind") || guest_skip "$why"
+need_kind "$kind"
 echo "seed $seed"
 RANDOM=$seed
 
