@@ -23,6 +23,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -470,6 +471,32 @@ static void check_threads(void)
     CHECK(pthread_join(threads[n], NULL) == 0);
 }
 
+/* Calls about other memory wait for nobody: an allocator's may come in the middle of a call about an image. */
+static void on_tick(int number)
+{
+  uint8_t *area = mmap(NULL, 1 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+  (void)number;
+  CHECK(area != MAP_FAILED && madvise(area, 1 << 16, MADV_DONTNEED) == 0);
+  CHECK(mprotect(area, 4096, PROT_READ) == 0 && munmap(area, 1 << 16) == 0);
+}
+
+static void check_allocator(void)
+{
+  const struct itimerval often = { { 0, 200 }, { 0, 200 } };
+  int fd = open_image(O_RDWR);
+
+  CHECK(signal(SIGALRM, on_tick) != SIG_ERR && setitimer(ITIMER_REAL, &often, NULL) == 0);
+  for (int n = 0; n < 300; n++) {
+    uint8_t *map = map_image(fd);
+
+    map[n * 4096] = 'A';
+    CHECK(msync(map, 4096, MS_SYNC) == 0 && munmap(map, SIZE) == 0);
+    CHECK(close(open_image(O_RDONLY)) == 0);
+  }
+  CHECK(setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 0 }, { 0, 0 } }, NULL) == 0);
+}
+
 /* MAP_SYNC is what a store-durable map is asked for with. MORE: it must fail, and the other way work. */
 static void check_map_sync(void)
 {
@@ -507,7 +534,7 @@ static const struct {
   const char *name;
   void (*run)(void);
 } checks[] = {
-  { "busy", check_busy },       { "closed", check_closed },   { "daemon", check_daemon },
+  { "allocator", check_allocator }, { "busy", check_busy }, { "closed", check_closed },   { "daemon", check_daemon },
   { "exec", check_exec },       { "exit", check_exit },       { "fork", check_fork },
   { "grow", check_grow },       { "handed", check_handed },   { "hold", check_hold },
   { "map-sync", check_map_sync }, { "numbers", check_numbers }, { "orphan", check_orphan },

@@ -248,9 +248,9 @@ test_calls()
 {
   local name
 
-  for name in closed exec fork grow numbers past private refused reservation threads trunc vfork; do
+  for name in allocator closed exec fork grow numbers past private refused reservation threads trunc vfork; do
     fresh c.pcow letters.pcow
-    through "$RUN_CALLS" $name "$PWD/c.pcow"
+    through timeout 60 "$RUN_CALLS" $name "$PWD/c.pcow"
     that "$name" test "$status" = 0
     [ "$status" = 0 ] || not_ok "$name: why" "exit status $status"
     clean c.pcow

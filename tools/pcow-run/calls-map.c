@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Calls about memory. While no image is mapped they cost the look at one number. libpcow keeps its range as it
- * needs it: advice that only is about speed is taken as given, and what would change the range beneath it is
- * done by libpcow, or refused.
+ * Calls about memory. Those about other memory than that of images take no lock of an image: an allocator makes
+ * them, whatever it is called for. libpcow keeps its range as it needs it: advice that is only about speed is
+ * taken as given, and what would change the range beneath it is done by libpcow, or refused.
  */
 #undef _FILE_OFFSET_BITS
 #include "run.h"
@@ -52,7 +52,7 @@ RUN_API void *run_mmap(void *address, size_t length, int prot, int flags, int fd
   }
   if (!address && prot == PROT_NONE && (flags & MAP_ANONYMOUS) && length >= ALIGNMENT && run_images())
     return reserve(length, flags);
-  if (run_maps_any() && (flags & MAP_FIXED)) {
+  if ((flags & MAP_FIXED) && run_maps_touch(address, length)) {
     pthread_mutex_lock(&run_structure);
     ret = run_maps_replace(address, length);
     pthread_mutex_unlock(&run_structure);
@@ -67,28 +67,9 @@ RUN_API void *run_mmap(void *address, size_t length, int prot, int flags, int fd
 RUN_API int run_munmap(void *address, size_t length) __asm__("munmap");
 RUN_API int run_munmap(void *address, size_t length)
 {
-  if (!run_maps_any() || (uintptr_t)address % PCOW_PAGE_SIZE || !length)
+  if ((uintptr_t)address % PCOW_PAGE_SIZE || !length || !run_maps_touch(address, length))
     return real()->munmap(address, length);
   return (int)run_result(run_maps_unmap(address, length));
-}
-
-/* Images in [address, address + length), and whether there are any. */
-static bool touches(const void *address, size_t length)
-{
-  const uint8_t *at = address, *end = at + length;
-
-  while (run_maps_any() && at < end) {
-    size_t n = (size_t)(end - at);
-    uint64_t offset;
-    struct run_image *i = run_maps_find(at, &n, &offset);
-
-    if (i) {
-      run_image_end(i);
-      return true;
-    }
-    at += n;
-  }
-  return false;
 }
 
 RUN_API void *run_mremap(void *address, size_t old, size_t length, int flags, ...) __asm__("mremap");
@@ -102,7 +83,7 @@ RUN_API void *run_mremap(void *address, size_t old, size_t length, int flags, ..
   if (flags & MREMAP_FIXED)
     to = va_arg(list, void *);
   va_end(list);
-  if (!touches(address, old ? old : 1) && !((flags & MREMAP_FIXED) && touches(to, length)))
+  if (!run_maps_touch(address, old ? old : 1) && !((flags & MREMAP_FIXED) && run_maps_touch(to, length)))
     return real()->mremap(address, old, length, flags, to);
   ret = flags & ~MREMAP_MAYMOVE ? -EINVAL : run_maps_resize(address, old, length);
   if (ret == 0)
@@ -143,7 +124,7 @@ RUN_API int run_madvise(void *address, size_t length, int advice)
   uint8_t *at = address, *end = at + length;
   int ret = 0;
 
-  if (!touches(address, length))
+  if (!run_maps_touch(address, length))
     return real()->madvise(address, length, advice);
   if ((uintptr_t)address % PCOW_PAGE_SIZE)
     return (int)run_result(-EINVAL);
@@ -169,7 +150,7 @@ RUN_API int run_msync(void *address, size_t length, int flags)
   uint8_t *at = address, *end = at + length;
   int ret = 0;
 
-  if (!touches(address, length))
+  if (!run_maps_touch(address, length))
     return real()->msync(address, length, flags);
   if ((uintptr_t)address % PCOW_PAGE_SIZE || flags & ~(MS_SYNC | MS_ASYNC | MS_INVALIDATE) ||
       (flags & MS_SYNC && flags & MS_ASYNC))
@@ -203,7 +184,7 @@ RUN_API int run_mprotect(void *address, size_t length, int prot)
   uint64_t offset;
   int ret = 0;
 
-  if (!touches(address, length))
+  if (!run_maps_touch(address, length))
     return real()->mprotect(address, length, prot);
   i = run_maps_find(address, &length, &offset);
   if (!i || prot != (i->writable ? PROT_READ | PROT_WRITE : PROT_READ))

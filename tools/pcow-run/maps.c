@@ -21,6 +21,23 @@ static atomic_uint maps;
 
 bool run_maps_any(void) { return atomic_load_explicit(&maps, memory_order_relaxed); }
 
+bool run_maps_touch(const void *address, size_t length)
+{
+  uintptr_t from = (uintptr_t)address, to;
+
+  if (!run_maps_any())
+    return false;
+  if (__builtin_add_overflow(from, length, &to))
+    to = UINTPTR_MAX;
+  for (struct run_image *i = run_images(); i; i = i->next) {
+    uintptr_t base = (uintptr_t)i->base;
+
+    if (base && base < to && base + i->reserve > from)
+      return true;
+  }
+  return false;
+}
+
 static uint64_t pages_up(uint64_t bytes) { return (bytes + PAGE - 1) & ~(PAGE - 1); }
 
 /* ---- Views ---- */
@@ -129,8 +146,8 @@ static int make(struct run_image *i, uint8_t *address, uint64_t end, bool store,
     run_complain_library(ret);
   if (ret)
     return ret;
-  i->base = pcow_mapping_address(i->map);
   i->reserve = pages_up(options.reserve > i->size ? options.reserve : i->size);
+  i->base = pcow_mapping_address(i->map);
   i->fixed = address;
   i->store = store;
   atomic_fetch_add(&maps, 1);

@@ -45,8 +45,8 @@ struct run_image {
   pcow_mapping *map;
   bool store;                   /* the map is store-durable */
   bool fixed;                   /* it lies where the program reserved memory for it */
-  uint8_t *base;                /* NULL: not mapped */
-  uint64_t reserve;
+  uint8_t *_Atomic base;        /* NULL: not mapped; this and the next are looked at without the lock, too */
+  _Atomic uint64_t reserve;
   struct run_view *views;
   unsigned view_count, view_room;
 };
@@ -157,6 +157,9 @@ int run_content_clear(struct run_image *image);
 
 /* True: somewhere an image is mapped, so that calls about memory have to be looked at. */
 bool run_maps_any(void);
+/* True: something of an image is mapped in [address, address + length). Takes no lock: an allocator that works
+ * for libpcow, in the middle of a call or on a thread of its own, and a signal handler may come here. */
+bool run_maps_touch(const void *address, size_t length);
 void *run_maps_map(struct run_handle *handle, void *address, size_t length, int prot, int flags, off_t offset);
 /* Something else is to be mapped at [address, address + length): the program gives up what it has of images
  * there. run_structure is held. */
