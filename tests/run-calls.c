@@ -124,12 +124,55 @@ static void check_reservation(void)
   CHECK(byte_at(fd, 0) == 'C');
 }
 
+/* Parts, where all of the image fits into what was reserved; what is left stays reserved to the end. */
+static void check_parts(void)
+{
+  const int reserve = MAP_PRIVATE | MAP_ANONYMOUS, part = MAP_SHARED | MAP_FIXED;
+  uint8_t *raw = mmap(NULL, 3 * SIZE, PROT_NONE, reserve, -1, 0), *area, *other, *map;
+  int fd = open_image(O_RDWR);
+
+  area = (uint8_t *)(((uintptr_t)raw + 2 * HUGE) & ~(uintptr_t)(HUGE - 1));
+  map = mmap(area + 12288, 4096, PROT_READ | PROT_WRITE, part, fd, 12288);
+  CHECK(map == area + 12288 && *map == 'A');
+  *map = 'B';
+  CHECK(mmap(area, 8192, PROT_READ | PROT_WRITE, part, fd, 0) == area);
+  CHECK(mmap(area + SIZE - 4096, 4096, PROT_READ | PROT_WRITE, part, fd, SIZE - 4096) == area + SIZE - 4096);
+  CHECK(mmap(area, 8192, PROT_READ | PROT_WRITE, part, fd, 0) == area);
+  area[4096] = 'C';
+  area[SIZE - 1] = 'D';
+  CHECK(msync(area, SIZE, MS_SYNC) == 0);
+  CHECK(byte_at(fd, 12288) == 'B' && byte_at(fd, 4096) == 'C' && byte_at(fd, SIZE - 1) == 'D');
+  FAILS(mmap(area + HUGE, 4096, PROT_READ, part, fd, 0), ENOTSUP);
+  CHECK(munmap(area, SIZE - 4096) == 0);
+  CHECK(area[SIZE - 1] == 'D');
+  CHECK(munmap(area + SIZE - 4096, 4096) == 0);
+  /* The image is gone from there; nothing that lies beside it is. */
+  FAILS(mmap(area - 4096, 4096, PROT_NONE, reserve | MAP_FIXED_NOREPLACE, -1, 0), EEXIST);
+  FAILS(mmap(area + SIZE, 4096, PROT_NONE, reserve | MAP_FIXED_NOREPLACE, -1, 0), EEXIST);
+  CHECK(mmap(area, SIZE, PROT_NONE, reserve | MAP_FIXED_NOREPLACE, -1, 0) == area);
+  CHECK(munmap(area, SIZE) == 0);
+  /* Only a part was mapped: the rest is still the program's. */
+  area += SIZE;
+  FAILS(mmap(area, HUGE, PROT_READ, part, fd, 4096), ENOTSUP);
+  CHECK(mmap(area, HUGE, PROT_READ, part, fd, 0) == area && area[4096] == 'C');
+  CHECK(munmap(area, HUGE) == 0);
+  FAILS(mmap(area + HUGE, 4096, PROT_NONE, reserve | MAP_FIXED_NOREPLACE, -1, 0), EEXIST);
+  CHECK(mmap(area, HUGE, PROT_NONE, reserve | MAP_FIXED_NOREPLACE, -1, 0) == area);
+  /* Memory that is used is not what the image may lie in. */
+  other = mmap(NULL, 2 * SIZE, PROT_NONE, reserve, -1, 0);
+  CHECK(mprotect(other + HUGE, 4096, PROT_READ | PROT_WRITE) == 0);
+  other[HUGE] = 'U';
+  FAILS(mmap(other, HUGE, PROT_READ, part, fd, 0), ENOTSUP);
+  CHECK(other[HUGE] == 'U');
+}
+
 static void check_refused(void)
 {
   int fd = open_image(O_RDWR), ro = open_image(O_RDONLY);
   uint8_t *area = mmap(NULL, 4 * SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *map;
+  uint8_t *small = mmap(NULL, HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-  FAILS(mmap(area, HUGE, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0), ENOTSUP);
+  FAILS(mmap(small, HUGE, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0), ENOTSUP);
   FAILS(mmap(area + 4096, SIZE, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0), ENOTSUP);
   FAILS(mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, ro, 0), EACCES);
   FAILS(mmap(NULL, SIZE, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0), EPERM);
@@ -538,7 +581,7 @@ static const struct {
   { "exec", check_exec },       { "exit", check_exit },       { "fork", check_fork },
   { "grow", check_grow },       { "handed", check_handed },   { "hold", check_hold },
   { "map-sync", check_map_sync }, { "numbers", check_numbers }, { "orphan", check_orphan },
-  { "past", check_past },       { "private", check_private }, { "refused", check_refused },
+  { "parts", check_parts },     { "past", check_past },       { "private", check_private }, { "refused", check_refused },
   { "reservation", check_reservation }, { "synced", check_synced }, { "threads", check_threads },
   { "trunc", check_trunc },     { "vfork", check_vfork },
 };

@@ -248,7 +248,7 @@ test_calls()
 {
   local name
 
-  for name in allocator closed exec fork grow numbers past private refused reservation threads trunc vfork; do
+  for name in allocator closed exec fork grow numbers parts past private refused reservation threads trunc vfork; do
     fresh c.pcow letters.pcow
     through timeout 60 "$RUN_CALLS" $name "$PWD/c.pcow"
     that "$name" test "$status" = 0

@@ -13,29 +13,10 @@
 #include <stdarg.h>
 #include <sys/mman.h>
 
-#define ALIGNMENT ((size_t)2 << 20)
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
 #endif
-
-/* A program that reserves memory for a file and then maps that there, as QEMU does, aligns it for pages of
- * 4096 bytes; libpcow wants 2 MiB. */
-static void *reserve(size_t length, int flags)
-{
-  uint8_t *raw = real()->mmap64(NULL, length + ALIGNMENT, PROT_NONE, flags, -1, 0);
-  size_t skip;
-
-  if (raw == MAP_FAILED)
-    return real()->mmap64(NULL, length, PROT_NONE, flags, -1, 0);
-  length = (length + PCOW_PAGE_SIZE - 1) & ~(size_t)(PCOW_PAGE_SIZE - 1);
-  skip = (ALIGNMENT - (uintptr_t)raw % ALIGNMENT) % ALIGNMENT;
-  if (skip)
-    real()->munmap(raw, skip);
-  if (skip < ALIGNMENT)
-    real()->munmap(raw + skip + length, ALIGNMENT - skip);
-  return raw + skip;
-}
 
 RUN_API void *run_mmap(void *address, size_t length, int prot, int flags, int fd, off_t offset) __asm__("mmap64");
 RUN_ALSO(mmap, mmap64);
@@ -50,8 +31,8 @@ RUN_API void *run_mmap(void *address, size_t length, int prot, int flags, int fd
     run_table_put(handle);
     return result;
   }
-  if (!address && prot == PROT_NONE && (flags & MAP_ANONYMOUS) && length >= ALIGNMENT && run_images())
-    return reserve(length, flags);
+  if (prot == PROT_NONE && (flags & MAP_ANONYMOUS) && !(flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)))
+    return run_reserve(address, length, flags);
   if ((flags & MAP_FIXED) && run_maps_touch(address, length)) {
     pthread_mutex_lock(&run_structure);
     ret = run_maps_replace(address, length);
@@ -61,15 +42,26 @@ RUN_API void *run_mmap(void *address, size_t length, int prot, int flags, int fd
       return MAP_FAILED;
     }
   }
+  if (flags & MAP_FIXED)
+    run_reserve_drop(address, length);
   return real()->mmap64(address, length, prot, flags, fd, offset);
 }
 
 RUN_API int run_munmap(void *address, size_t length) __asm__("munmap");
 RUN_API int run_munmap(void *address, size_t length)
 {
+  run_reserve_drop(address, length);
   if ((uintptr_t)address % PCOW_PAGE_SIZE || !length || !run_maps_touch(address, length))
     return real()->munmap(address, length);
   return (int)run_result(run_maps_unmap(address, length));
+}
+
+static void *other_mremap(void *address, size_t old, size_t length, int flags, void *to)
+{
+  run_reserve_drop(address, old);
+  if (flags & MREMAP_FIXED)
+    run_reserve_drop(to, length);
+  return real()->mremap(address, old, length, flags, to);
 }
 
 RUN_API void *run_mremap(void *address, size_t old, size_t length, int flags, ...) __asm__("mremap");
@@ -84,7 +76,7 @@ RUN_API void *run_mremap(void *address, size_t old, size_t length, int flags, ..
     to = va_arg(list, void *);
   va_end(list);
   if (!run_maps_touch(address, old ? old : 1) && !((flags & MREMAP_FIXED) && run_maps_touch(to, length)))
-    return real()->mremap(address, old, length, flags, to);
+    return other_mremap(address, old, length, flags, to);
   ret = flags & ~MREMAP_MAYMOVE ? -EINVAL : run_maps_resize(address, old, length);
   if (ret == 0)
     return address;
@@ -184,8 +176,11 @@ RUN_API int run_mprotect(void *address, size_t length, int prot)
   uint64_t offset;
   int ret = 0;
 
-  if (!run_maps_touch(address, length))
+  if (!run_maps_touch(address, length)) {
+    if (prot != PROT_NONE)
+      run_reserve_drop(address, length);
     return real()->mprotect(address, length, prot);
+  }
   i = run_maps_find(address, &length, &offset);
   if (!i || prot != (i->writable ? PROT_READ | PROT_WRITE : PROT_READ))
     ret = i && !i->writable && (prot & PROT_WRITE) ? -EACCES : -ENOTSUP;

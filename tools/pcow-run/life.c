@@ -45,6 +45,7 @@ static void in_child(void)
     run_maps_forget(i);
   }
   run_table_forked(true);
+  run_reserve_forked();
   pthread_mutex_init(&run_structure, NULL);
 }
 

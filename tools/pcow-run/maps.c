@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Maps of images. An image is mapped as a whole, once; what the program maps are views of that range, and two
- * views of the same bytes have the same address. The range stays until nothing of it is needed: a view at an
- * address of the program's choice until it is unmapped, others until the file is closed as well.
+ * views of the same bytes have the same address. The range stays until nothing of it is needed: one at an
+ * address of the program's choice until no view is left, others until the file is closed as well.
  */
 #undef _FILE_OFFSET_BITS
 #include "run.h"
@@ -15,7 +15,6 @@
 #include <sys/mman.h>
 
 #define PAGE ((uint64_t)PCOW_PAGE_SIZE)
-#define ALIGNMENT ((uint64_t)2 << 20)   /* that libpcow wants of an address */
 
 static atomic_uint maps;
 
@@ -108,8 +107,9 @@ void run_maps_forget(struct run_image *i)
 {
   if (!i->base)
     return;
+  /* libpcow has left it reserved. */
   if (i->fixed)
-    real()->munmap(i->base, i->reserve);
+    run_reserve_release(i->base, i->reserve);
   i->map = NULL;
   i->base = NULL;
   i->view_count = 0;
@@ -149,6 +149,8 @@ static int make(struct run_image *i, uint8_t *address, uint64_t end, bool store,
   i->reserve = pages_up(options.reserve > i->size ? options.reserve : i->size);
   i->base = pcow_mapping_address(i->map);
   i->fixed = address;
+  if (address)
+    run_reserve_keep(address, i->reserve);
   i->store = store;
   atomic_fetch_add(&maps, 1);
   return 0;
@@ -162,8 +164,7 @@ static int refuse_second(const struct run_image *i, bool store, uint64_t end)
   else if (store && !i->store && i->writable)
     run_complain("%s: is mapped already, and not so that stores are durable", i->path);
   else
-    run_complain("%s: is mapped already, and can be mapped only once at an address of the program's choice",
-                 i->path);
+    run_complain("%s: is mapped already, and all maps of it must agree on where its first byte would be", i->path);
   return -ENOTSUP;
 }
 
@@ -174,11 +175,23 @@ struct request {
   bool fixed, store, sync;
 };
 
-/* MAP_FIXED: the range is the program's own; MAP_FIXED_NOREPLACE: becomes it. */
-static int claim(const struct request *r)
+/* What an image that is mapped where the program says needs: the memory is the program's own, for all of it. */
+static int claim(const struct run_image *i, const struct request *r)
 {
   const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+  bool whole = !r->offset && r->length >= i->size;
+  uint8_t *base = r->address - r->offset;
 
+  if ((uintptr_t)r->address < r->offset || (uintptr_t)base % RUN_ALIGNMENT ||
+      (!whole && (r->flags & MAP_FIXED_NOREPLACE || run_maps_touch(base, i->size) ||
+                  !run_reserve_has(base, i->size)))) {
+    run_complain("%s: at an address of the program's choice an image is mapped as a whole, or in parts where it "
+                 "would fit as a whole into memory that the program reserved, and its first byte comes to a "
+                 "multiple of 2 MiB: not %llu bytes at %p from offset %llu, of %llu", i->path,
+                 (unsigned long long)r->length, (void *)r->address, (unsigned long long)r->offset,
+                 (unsigned long long)i->size);
+    return -ENOTSUP;
+  }
   if (!(r->flags & MAP_FIXED_NOREPLACE))
     return run_maps_replace(r->address, r->length);
   if (real()->mmap64(r->address, r->length, PROT_NONE, flags, -1, 0) == MAP_FAILED)
@@ -202,18 +215,18 @@ static int map_shared(struct run_image *i, const struct request *r, void **resul
       return r->sync && end <= i->reserve && !r->fixed ? -EOPNOTSUPP : refuse_second(i, r->store, end);
     ret = run_maps_end(i);
   }
-  if (ret == 0 && !i->map && r->fixed) {
-    if (r->offset || (uintptr_t)r->address % ALIGNMENT || r->length < i->size) {
-      run_complain("%s: at an address of the program's choice an image is mapped as a whole, and at a multiple "
-                   "of 2 MiB: not %llu bytes at %p from offset %llu, of %llu", i->path,
-                   (unsigned long long)r->length, (void *)r->address, (unsigned long long)r->offset,
-                   (unsigned long long)i->size);
-      return -ENOTSUP;
-    }
-    ret = claim(r);
+  if (ret == 0 && !i->map && r->fixed)
+    ret = claim(i, r);
+  if (ret == 0 && !i->map) {
+    ret = make(i, r->fixed ? r->address - r->offset : NULL, end, r->store, r->sync);
+    if (ret && r->flags & MAP_FIXED_NOREPLACE)
+      real()->munmap(r->address, r->length);
   }
-  if (ret == 0 && !i->map)
-    ret = make(i, r->fixed ? r->address : NULL, end, r->store, r->sync);
+  /* At an address of the program's choice a part that is mapped again is mapped once. */
+  if (ret == 0 && r->fixed) {
+    ret = view_cut(i, r->offset, end);
+    run_reserve_keep(r->address, r->length);
+  }
   if (ret == 0)
     ret = view_add(i, r->offset, end);
   if (ret)

@@ -174,6 +174,21 @@ int run_maps_end(struct run_image *image);
 /* The map ended together with the libpcow image. */
 void run_maps_forget(struct run_image *image);
 
+/* ---- reserve.c: memory that the program reserved, and that nothing else is in ---- */
+
+#define RUN_ALIGNMENT ((size_t)2 << 20) /* that libpcow wants of an address */
+
+/* mmap(2) of memory without access, not at an address that must be. While there are images it is aligned for
+ * them: a program that maps a file into what it reserved, as QEMU does, aligns it for pages of 4096 bytes. */
+void *run_reserve(void *address, size_t length, int flags);
+void run_reserve_keep(const void *address, size_t length);
+/* The program unmaps it, or maps something there. */
+void run_reserve_drop(const void *address, size_t length);
+bool run_reserve_has(const void *address, size_t length);
+/* An image that was there is gone: what the program has no more is unmapped, the rest is as it is. */
+void run_reserve_release(void *address, size_t length);
+void run_reserve_forked(void);
+
 /* ---- life.c: fork, exec, exit ---- */
 
 /* All that was written is made durable: the process is about to be another program. */
