@@ -12,18 +12,23 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -164,6 +169,53 @@ static void check_parts(void)
   other[HUGE] = 'U';
   FAILS(mmap(other, HUGE, PROT_READ, part, fd, 0), ENOTSUP);
   CHECK(other[HUGE] == 'U');
+}
+
+/* From now on the kernel refuses to read to the addresses of MAP. */
+static void forbid_reads_to(const uint8_t *map)
+{
+  struct sock_filter filter[] = {
+    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_read, 1, 0),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_pread64, 0, 4),
+    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+    BPF_STMT(BPF_ALU | BPF_SUB | BPF_K, (uint32_t)(uintptr_t)map),
+    BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, SIZE, 1, 0),
+    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const struct sock_fprog program = { sizeof(filter) / sizeof(filter[0]), filter };
+
+  CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+  CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+}
+
+/* A device that reads into a map by DMA reads elsewhere. MORE: a file that can be opened with O_DIRECT. */
+static void check_direct(void)
+{
+  int fd = open_image(O_RDWR), other = open(more, O_RDWR | O_CREAT | O_TRUNC, 0600);
+  static uint8_t data[3 << 20];
+  uint8_t *map = map_image(fd);
+  struct iovec vec[] = { { map + HUGE, 4096 }, { map, 8192 }, { map + 2 * HUGE, 4096 } };
+
+  for (size_t n = 0; n < sizeof(data); n++)
+    data[n] = (uint8_t)(n * 31 + n / 4096);
+  CHECK(write(other, data, sizeof(data)) == (ssize_t)sizeof(data) && close(other) == 0);
+  other = open(more, O_RDONLY | O_DIRECT);
+  if (other < 0 && errno == EINVAL)
+    _exit(77);
+  forbid_reads_to(map);
+  CHECK(pread(other, map, sizeof(data), 0) == (ssize_t)sizeof(data));
+  CHECK(memcmp(map, data, sizeof(data)) == 0);
+  CHECK(lseek(other, 8192, SEEK_SET) == 8192);
+  CHECK(read(other, map + 4096, 4096) == 4096 && memcmp(map + 4096, data + 8192, 4096) == 0);
+  CHECK(readv(other, vec, 3) == 16384 && lseek(other, 0, SEEK_CUR) == 28672);
+  CHECK(memcmp(map + HUGE, data + 12288, 4096) == 0 && memcmp(map, data + 16384, 8192) == 0);
+  CHECK(memcmp(map + 2 * HUGE, data + 24576, 4096) == 0);
+  CHECK(preadv(other, vec, 3, sizeof(data) - 8192) == 8192);
+  CHECK(memcmp(map + HUGE, data + sizeof(data) - 8192, 4096) == 0 && map[4096] == data[20480]);
+  CHECK(pread(other, map, 4096, sizeof(data)) == 0);
+  CHECK(fsync(fd) == 0 && byte_at(fd, HUGE) == (char)data[sizeof(data) - 8192]);
 }
 
 static void check_refused(void)
@@ -578,7 +630,7 @@ static const struct {
   void (*run)(void);
 } checks[] = {
   { "allocator", check_allocator }, { "busy", check_busy }, { "closed", check_closed },   { "daemon", check_daemon },
-  { "exec", check_exec },       { "exit", check_exit },       { "fork", check_fork },
+  { "direct", check_direct },   { "exec", check_exec },       { "exit", check_exit },       { "fork", check_fork },
   { "grow", check_grow },       { "handed", check_handed },   { "hold", check_hold },
   { "map-sync", check_map_sync }, { "numbers", check_numbers }, { "orphan", check_orphan },
   { "parts", check_parts },     { "past", check_past },       { "private", check_private }, { "refused", check_refused },

@@ -259,6 +259,14 @@ test_calls()
       works "$name: what was written before it is there" sh -c 'test "$(head -c 1 c.pcow)" = E'
     fi
   done
+  fresh c.pcow letters.pcow
+  through "$RUN_CALLS" direct "$PWD/c.pcow" "$PWD/plain"
+  if [ "$status" = 77 ]; then
+    skip 'reads with O_DIRECT into a map' 'this file system has no O_DIRECT'
+  else
+    that 'reads with O_DIRECT into a map' test "$status" = 0
+    clean c.pcow
+  fi
   for name in '' now; do
     fresh c.pcow letters.pcow
     # shellcheck disable=SC2086 # no argument when empty

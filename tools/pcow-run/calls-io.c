@@ -85,8 +85,11 @@ static ssize_t one(struct run_handle *handle, int fd, bool write, const void *bu
 ssize_t run_read(int fd, void *buffer, size_t count)
 {
   struct run_handle *handle = run_table_get(fd);
+  const struct iovec piece = { buffer, count };
 
-  return handle ? one(handle, fd, false, buffer, count, 0, true) : real()->read(fd, buffer, count);
+  if (handle)
+    return one(handle, fd, false, buffer, count, 0, true);
+  return run_direct(fd, &piece, 1) ? run_direct_read(fd, &piece, 1, -1, 0) : real()->read(fd, buffer, count);
 }
 
 ssize_t run_write(int fd, const void *buffer, size_t count)
@@ -107,9 +110,12 @@ RUN_ALSO(pread, pread64);
 RUN_API ssize_t run_pread(int fd, void *buffer, size_t count, off_t offset)
 {
   struct run_handle *handle = run_table_get(fd);
+  const struct iovec piece = { buffer, count };
 
-  return handle ? one(handle, fd, false, buffer, count, offset, false)
-                : real()->pread64(fd, buffer, count, offset);
+  if (handle)
+    return one(handle, fd, false, buffer, count, offset, false);
+  return offset >= 0 && run_direct(fd, &piece, 1) ? run_direct_read(fd, &piece, 1, offset, 0)
+                                                  : real()->pread64(fd, buffer, count, offset);
 }
 
 RUN_API ssize_t run_pwrite(int fd, const void *buffer, size_t count, off_t offset) __asm__("pwrite64");
@@ -163,7 +169,9 @@ RUN_API ssize_t run_readv(int fd, const struct iovec *vec, int count)
 {
   struct run_handle *handle = run_table_get(fd);
 
-  return handle ? vector(handle, fd, false, vec, count, -1, 0) : real()->readv(fd, vec, count);
+  if (handle)
+    return vector(handle, fd, false, vec, count, -1, 0);
+  return run_direct(fd, vec, count) ? run_direct_read(fd, vec, count, -1, 0) : real()->readv(fd, vec, count);
 }
 
 RUN_API ssize_t run_writev(int fd, const struct iovec *vec, int count) __asm__("writev");
@@ -183,8 +191,10 @@ RUN_API ssize_t run_preadv(int fd, const struct iovec *vec, int count, off_t off
 {
   struct run_handle *handle = run_table_get(fd);
 
-  return handle ? vector(handle, fd, false, vec, count, AT(offset), 0)
-                : real()->preadv64(fd, vec, count, offset);
+  if (handle)
+    return vector(handle, fd, false, vec, count, AT(offset), 0);
+  return offset >= 0 && run_direct(fd, vec, count) ? run_direct_read(fd, vec, count, offset, 0)
+                                                   : real()->preadv64(fd, vec, count, offset);
 }
 
 RUN_API ssize_t run_pwritev(int fd, const struct iovec *vec, int count, off_t offset) __asm__("pwritev64");
@@ -204,8 +214,10 @@ RUN_API ssize_t run_preadv2(int fd, const struct iovec *vec, int count, off_t of
 {
   struct run_handle *handle = run_table_get(fd);
 
-  return handle ? vector(handle, fd, false, vec, count, offset, flags)
-                : real()->preadv64v2(fd, vec, count, offset, flags);
+  if (handle)
+    return vector(handle, fd, false, vec, count, offset, flags);
+  return offset >= -1 && run_direct(fd, vec, count) ? run_direct_read(fd, vec, count, offset, flags)
+                                                    : real()->preadv64v2(fd, vec, count, offset, flags);
 }
 
 RUN_API ssize_t run_pwritev2(int fd, const struct iovec *vec, int count, off_t offset, int flags)

@@ -18,6 +18,7 @@
 #include <stdint.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include <libpcow/libpcow.h>
 
@@ -188,6 +189,13 @@ bool run_reserve_has(const void *address, size_t length);
 /* An image that was there is gone: what the program has no more is unmapped, the rest is as it is. */
 void run_reserve_release(void *address, size_t length);
 void run_reserve_forked(void);
+
+/* ---- direct.c ---- */
+
+/* To read from FD, which is of no image, into VEC is for run_direct_read(); errno stays. */
+bool run_direct(int fd, const struct iovec *vec, int count);
+/* As preadv2(2). */
+ssize_t run_direct_read(int fd, const struct iovec *vec, int count, off_t offset, int flags);
 
 /* ---- life.c: fork, exec, exit ---- */
 
