@@ -10,12 +10,14 @@
 #undef _FILE_OFFSET_BITS
 #define _FILE_OFFSET_BITS 64
 
+#include <aio.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -23,6 +25,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -218,6 +222,61 @@ static void check_direct(void)
   CHECK(fsync(fd) == 0 && byte_at(fd, HUGE) == (char)data[sizeof(data) - 8192]);
 }
 
+/* The C library closes a stream's descriptor past the library: the number may be any file's then. MORE: a file. */
+static void check_stale(void)
+{
+  FILE *stream = fopen("/dev/null", "w");
+  int fd = open_image(O_RDWR), number, other;
+
+  CHECK(stream && (number = fileno(stream)) >= 0);
+  CHECK(dup2(fd, number) == number && pwrite(number, "S", 1, 0) == 1);
+  CHECK(fclose(stream) == 0);
+  FAILS(read(number, &(char){ 0 }, 1), EBADF);
+  stream = fopen("/dev/null", "w");
+  CHECK(stream && fileno(stream) == number && dup2(fd, number) == number && fclose(stream) == 0);
+  other = (int)syscall(SYS_openat, AT_FDCWD, more, O_RDWR | O_CREAT | O_TRUNC, 0600);
+  CHECK(other == number && write(other, "other", 5) == 5 && lseek(other, 0, SEEK_END) == 5);
+  CHECK(byte_at(fd, 0) == 'S' && byte_at(fd, 1) == 'A');
+  CHECK(ioctl(other, FIONREAD, &number) == 0);
+}
+
+/* Given as standard input, in whatever way, it is the image's content. */
+static void check_content(void)
+{
+  CHECK(byte_at(0, 0) == 'A' && lseek(0, 0, SEEK_END) == SIZE);
+  FAILS(syscall(SYS_read, 0, &(char){ 0 }, 1), EBADF);
+}
+
+static void waited(pid_t pid)
+{
+  int status;
+
+  CHECK(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0);
+}
+
+/* Children that share the memory of their parent until they are another program open the image for that. */
+static void check_spawn(void)
+{
+  char name[] = "run-calls", check[] = "content", *argv[] = { name, check, (char *)(uintptr_t)image, NULL };
+  posix_spawn_file_actions_t actions;
+  pid_t pid = vfork();
+
+  if (pid == 0) {
+    int fd = open(image, O_RDWR);
+
+    if (dup2(fd, 0) == 0 && open(image, O_WRONLY | O_TRUNC) < 0 && errno == ENOTSUP)
+      execv("/proc/self/exe", argv);
+    _exit(1);
+  }
+  waited(pid);
+  CHECK(posix_spawn_file_actions_init(&actions) == 0);
+  CHECK(posix_spawn_file_actions_addopen(&actions, 0, image, O_WRONLY | O_TRUNC, 0) == ENOTSUP);
+  CHECK(posix_spawn_file_actions_addopen(&actions, 0, image, O_RDWR, 0) == 0);
+  CHECK(posix_spawn(&pid, "/proc/self/exe", &actions, NULL, argv, environ) == 0);
+  waited(pid);
+  CHECK(byte_at(open_image(O_RDONLY), 0) == 'A');
+}
+
 static void check_refused(void)
 {
   int fd = open_image(O_RDWR), ro = open_image(O_RDONLY);
@@ -242,6 +301,9 @@ static void check_refused(void)
   CHECK(pwrite(fd, "xyz", 3, SIZE - 2) == 2);
   FAILS(pwrite(ro, "x", 1, 0), EBADF);
   FAILS(fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, 4096), EOPNOTSUPP);
+  FAILS(lseek(fd, INT64_MAX, SEEK_END), EOVERFLOW);
+  CHECK(flock(fd, LOCK_EX | LOCK_NB) == 0 && lockf(fd, F_TLOCK, 0) == 0);
+  FAILS(aio_fsync(O_SYNC, &(struct aiocb){ .aio_fildes = fd }), EBADF);
   FAILS(copy_file_range(fd, NULL, ro, NULL, 4096, 0), EXDEV);
   CHECK(map[4096] == 'A' && map[SIZE - 2] == 'x');
   CHECK(pread(fd, &(char){ 0 }, 1, SIZE) == 0);
@@ -446,12 +508,16 @@ static void check_handed(void)
 
 static void check_exec(void)
 {
+  char name[] = "run-calls", check[] = "handed", *argv[] = { name, check, (char *)(uintptr_t)image, NULL };
   int fd = open_image(O_RDWR);
 
   CHECK(pwrite(fd, "E", 1, 0) == 1);
   CHECK(lseek(fd, 5, SEEK_SET) == 5);
   CHECK(fd == 9 || (dup2(fd, 9) == 9 && close(fd) == 0));
-  execl("/proc/self/exe", "run-calls", "handed", image, NULL);
+  if (more)
+    execveat(AT_FDCWD, "/proc/self/exe", argv, environ, 0);
+  else
+    execl("/proc/self/exe", "run-calls", "handed", image, NULL);
   fail_at(__LINE__, "execl");
 }
 
@@ -519,6 +585,8 @@ static void check_exit(void)
   for (int n = 0; n < 3; n++)
     CHECK(pthread_create(&thread, NULL, store, NULL) == 0);
   usleep(20000);
+  if (more && strcmp(more, "quick") == 0)
+    quick_exit(7);
   if (more)
     _exit(7);
   exit(7);
@@ -629,12 +697,12 @@ static const struct {
   const char *name;
   void (*run)(void);
 } checks[] = {
-  { "allocator", check_allocator }, { "busy", check_busy }, { "closed", check_closed },   { "daemon", check_daemon },
+  { "allocator", check_allocator }, { "busy", check_busy }, { "closed", check_closed },   { "content", check_content }, { "daemon", check_daemon },
   { "direct", check_direct },   { "exec", check_exec },       { "exit", check_exit },       { "fork", check_fork },
   { "grow", check_grow },       { "handed", check_handed },   { "hold", check_hold },
   { "map-sync", check_map_sync }, { "numbers", check_numbers }, { "orphan", check_orphan },
   { "parts", check_parts },     { "past", check_past },       { "private", check_private }, { "refused", check_refused },
-  { "reservation", check_reservation }, { "synced", check_synced }, { "threads", check_threads },
+  { "reservation", check_reservation }, { "spawn", check_spawn }, { "stale", check_stale }, { "synced", check_synced }, { "threads", check_threads },
   { "trunc", check_trunc },     { "vfork", check_vfork },
 };
 

@@ -82,6 +82,8 @@ test_programs()
   works 'cmp: the content is the raw file' cmp raw a.pcow
   works 'cat' sh -c 'cat a.pcow | cmp - raw'
   works 'a shell hands it on as standard input' sh -c 'cmp - raw <a.pcow'
+  "$PCOW_RUN" cmp - raw <a.pcow >"$scratch/out" 2>"$scratch/err"
+  that 'so does one that knows nothing of images' test $? = 0
   works 'commands share its position' \
     sh -c '{ dd bs=1M count=3 status=none; dd bs=64k status=none; } <a.pcow | cmp - raw'
   works 'a stream of the C library' sh -c 'test "$(md5sum <raw)" = "$(md5sum <a.pcow)"'
@@ -94,6 +96,10 @@ test_programs()
   cp raw expected
   dd if=letters of=expected bs=4096 skip=3 seek=100 count=7 conv=notrunc status=none
   that 'dd wrote what it would to a raw file' img compare -q expected a.pcow
+  "$PCOW_RUN" dd if=letters bs=64k count=1 status=none 1<>a.pcow 2>"$scratch/err"
+  that 'a descriptor from outside is written' test $? = 0
+  dd if=letters of=expected bs=64k count=1 conv=notrunc status=none
+  that 'to the content' img compare -q expected a.pcow
   works 'a hole is punched' fallocate -p -o 1000000 -l 2000000 a.pcow
   fallocate -p -o 1000000 -l 2000000 expected
   that 'it reads as zeros' img compare -q expected a.pcow
@@ -248,9 +254,9 @@ test_calls()
 {
   local name
 
-  for name in allocator closed exec fork grow numbers parts past private refused reservation threads trunc vfork; do
+  for name in allocator closed exec fork grow numbers parts past private refused reservation spawn stale threads trunc vfork; do
     fresh c.pcow letters.pcow
-    through timeout 60 "$RUN_CALLS" $name "$PWD/c.pcow"
+    through timeout 60 "$RUN_CALLS" $name "$PWD/c.pcow" "$PWD/more"
     that "$name" test "$status" = 0
     [ "$status" = 0 ] || not_ok "$name: why" "exit status $status"
     clean c.pcow
@@ -267,7 +273,7 @@ test_calls()
     that 'reads with O_DIRECT into a map' test "$status" = 0
     clean c.pcow
   fi
-  for name in '' now; do
+  for name in '' now quick; do
     fresh c.pcow letters.pcow
     # shellcheck disable=SC2086 # no argument when empty
     through "$RUN_CALLS" exit "$PWD/c.pcow" $name

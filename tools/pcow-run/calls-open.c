@@ -10,9 +10,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -49,6 +51,16 @@ static int placeholder(int probe, int flags, bool *elsewhere)
   return fd;
 }
 
+/* The placeholder FD gets NUMBER. */
+static void take_number(int fd, int number, int flags)
+{
+  /* What may be done with it is told to whoever gets it through exec by a flag that means nothing for files. */
+  if ((flags & O_ACCMODE) != O_RDONLY)
+    real()->fcntl64(fd, F_SETFL, (flags & O_APPEND) | O_NONBLOCK);
+  real()->dup3(fd, number, flags & O_CLOEXEC);
+  real()->close(fd);
+}
+
 /* Takes PROBE's number, which was the lowest that was free. */
 static int open_probed(int probe, int flags)
 {
@@ -81,12 +93,25 @@ static int open_probed(int probe, int flags)
   handle->shown = flags & RUN_SHOWN;
   handle->append = flags & O_APPEND;
   handle->sync = flags & O_DSYNC;
-  /* What may be done with it is told to whoever gets it through exec by a flag that means nothing for files. */
-  if (writable)
-    real()->fcntl64(fd, F_SETFL, (flags & O_APPEND) | O_NONBLOCK);
-  real()->dup3(fd, probe, flags & O_CLOEXEC);
-  real()->close(fd);
+  take_number(fd, probe, flags);
   run_table_set(probe, handle);
+  return probe;
+}
+
+/* In a child that shares its parent's memory until it is another program: that one finds the descriptor. */
+static int open_for_exec(int probe, int flags)
+{
+  bool elsewhere;
+  int fd;
+
+  if ((flags & O_TRUNC) && (flags & O_ACCMODE) != O_RDONLY) {
+    run_complain("an image cannot be made empty between vfork(2) and exec");
+    return -ENOTSUP;
+  }
+  fd = placeholder(probe, flags, &elsewhere);
+  if (fd < 0)
+    return fd;
+  take_number(fd, probe, flags);
   return probe;
 }
 
@@ -95,10 +120,10 @@ int run_open(int dirfd, const char *path, int flags, mode_t mode)
   int probe, ret;
 
   if ((flags & O_PATH) || (flags & O_DIRECTORY) || (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL) ||
-      (flags & O_ACCMODE) == RUN_ACCESS_NONE || !run_own_process() ||
+      (flags & O_ACCMODE) == RUN_ACCESS_NONE ||
       (probe = run_probe(dirfd, path, flags)) < 0)
     return real()->openat64(dirfd, path, flags, mode);
-  ret = open_probed(probe, flags);
+  ret = run_own_process() ? open_probed(probe, flags) : open_for_exec(probe, flags);
   if (ret >= 0)
     return ret;
   real()->close(probe);
@@ -108,27 +133,50 @@ int run_open(int dirfd, const char *path, int flags, mode_t mode)
   return -1;
 }
 
+/* The file of FD was opened by somebody who knew nothing of images: it becomes a placeholder. -1: it cannot. */
+static int replace(int fd, int probe, int flags, bool *elsewhere)
+{
+  off_t position = real()->lseek64(fd, 0, SEEK_CUR);
+  int new = placeholder(probe, flags, elsewhere);
+
+  if (new < 0)
+    return -1;
+  real()->lseek64(new, position, SEEK_SET);
+  take_number(new, fd, flags);
+  return 0;
+}
+
 void run_open_adopt(int fd)
 {
   int flags = real()->fcntl64(fd, F_GETFL);
+  bool known = (flags & O_ACCMODE) == RUN_ACCESS_NONE, elsewhere = false;
   struct run_handle *handle = NULL;
   struct run_image *image = NULL;
   char link[64];
   int probe;
 
-  if (flags < 0 || (flags & O_ACCMODE) != RUN_ACCESS_NONE)
+  if (flags < 0 || flags & O_PATH)
     return;
   snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
   probe = run_probe(AT_FDCWD, link, 0);
   if (probe < 0)
     return;
+  if (!known && replace(fd, probe, flags, &elsewhere)) {
+    /* Whatever is done with it then fails: better than to be done to the image file. */
+    run_complain("descriptor %d is of an image and cannot be served: it is closed", fd);
+    real()->close(fd);
+    real()->close(probe);
+    return;
+  }
   pthread_mutex_lock(&run_structure);
   image = run_image_find(probe);
   if (image)
-    handle = run_handle_new(image, true, flags & O_NONBLOCK);
+    handle = known ? run_handle_new(image, true, flags & O_NONBLOCK)
+                   : run_handle_new(image, (flags & O_ACCMODE) != O_WRONLY, (flags & O_ACCMODE) != O_RDONLY);
   if (handle) {
     handle->append = flags & O_APPEND;
     handle->sync = flags & O_DSYNC;
+    handle->elsewhere = elsewhere;
     run_image_adopt(image);
   }
   pthread_mutex_unlock(&run_structure);
@@ -141,6 +189,8 @@ void run_open_adopt(int fd)
 
 RUN_API int run_open64(const char *path, int flags, ...) __asm__("open64");
 RUN_ALSO(open, open64);
+RUN_ALSO(__open, open64);
+RUN_ALSO(__open64, open64);
 RUN_API int run_open64(const char *path, int flags, ...)
 {
   mode_t mode = 0;
@@ -203,6 +253,7 @@ int run_close(int fd)
 }
 
 RUN_API int run_close_api(int fd) __asm__("close");
+RUN_ALSO(__close, close);
 RUN_API int run_close_api(int fd) { return run_close(fd); }
 
 static int close_range_but_own(unsigned first, unsigned last, int flags)
@@ -269,6 +320,7 @@ static bool taken(int fd)
 }
 
 RUN_API int run_dup2(int old, int fd) __asm__("dup2");
+RUN_ALSO(__dup2, dup2);
 RUN_API int run_dup2(int old, int fd) { return taken(fd) ? -1 : duplicated(old, real()->dup2(old, fd)); }
 
 RUN_API int run_dup3(int old, int fd, int flags) __asm__("dup3");
@@ -353,6 +405,7 @@ int run_fcntl(int fd, int command, void *argument)
 
 RUN_API int run_fcntl64(int fd, int command, ...) __asm__("fcntl64");
 RUN_ALSO(fcntl, fcntl64);
+RUN_ALSO(__fcntl, fcntl64);
 RUN_API int run_fcntl64(int fd, int command, ...)
 {
   void *argument;
@@ -374,10 +427,48 @@ RUN_API int run_ioctl(int fd, unsigned long request, ...)
   va_start(list, request);
   argument = va_arg(list, void *);
   va_end(list);
-  if (run_table_has(fd) && request != FIGETBSZ && request != FIOCLEX && request != FIONCLEX &&
+  if (run_table_is(fd) && request != FIGETBSZ && request != FIOCLEX && request != FIONCLEX &&
       request != FIONBIO) {
     errno = ENOTTY;
     return -1;
   }
   return real()->ioctl(fd, request, argument);
+}
+
+/* ---- Locks ---- */
+
+RUN_API int run_flock(int fd, int operation) __asm__("flock");
+RUN_API int run_flock(int fd, int operation)
+{
+  int kind = operation & ~LOCK_NB;
+
+  if (!run_table_is(fd))
+    return real()->flock(fd, operation);
+  return (int)run_result(kind == LOCK_SH || kind == LOCK_EX || kind == LOCK_UN ? 0 : -EINVAL);
+}
+
+RUN_API int run_lockf(int fd, int command, off_t length) __asm__("lockf64");
+RUN_ALSO(lockf, lockf64);
+RUN_API int run_lockf(int fd, int command, off_t length)
+{
+  if (!run_table_is(fd))
+    return real()->lockf64(fd, command, length);
+  return (int)run_result(command >= F_ULOCK && command <= F_TEST ? 0 : -EINVAL);
+}
+
+/* ---- For children ---- */
+
+/* The C library opens the file between its own kind of vfork(2) and exec, where nobody can stand before it. The
+ * program that is executed makes a placeholder of it, but what O_TRUNC has done is done. */
+RUN_API int run_addopen(posix_spawn_file_actions_t *actions, int fd, const char *path, int flags, mode_t mode)
+  __asm__("posix_spawn_file_actions_addopen");
+RUN_API int run_addopen(posix_spawn_file_actions_t *actions, int fd, const char *path, int flags, mode_t mode)
+{
+  int probe = flags & O_TRUNC ? run_probe(AT_FDCWD, path, flags) : -1;
+
+  if (probe < 0)
+    return real()->posix_spawn_file_actions_addopen(actions, fd, path, flags, mode);
+  real()->close(probe);
+  run_complain("%s: an image cannot be made empty for a program that is spawned", path);
+  return ENOTSUP;
 }

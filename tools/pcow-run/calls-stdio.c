@@ -127,7 +127,7 @@ RUN_API FILE *run_fopen(const char *path, const char *mode)
 RUN_API FILE *run_fdopen(int fd, const char *mode) __asm__("fdopen");
 RUN_API FILE *run_fdopen(int fd, const char *mode)
 {
-  return run_table_has(fd) ? stream(fd, mode) : real()->fdopen(fd, mode);
+  return run_table_is(fd) ? stream(fd, mode) : real()->fdopen(fd, mode);
 }
 
 RUN_API FILE *run_freopen(const char *path, const char *mode, FILE *file) __asm__("freopen64");
@@ -157,6 +157,8 @@ RUN_API int run_fileno(FILE *file)
   }
   return fd >= 0 ? fd : real()->fileno(file);
 }
+
+void run_stdio_forked(void) { pthread_mutex_init(&lock, NULL); }
 
 void run_stdio_adopt(void)
 {

@@ -46,6 +46,7 @@ static void in_child(void)
   }
   run_table_forked(true);
   run_reserve_forked();
+  run_stdio_forked();
   pthread_mutex_init(&run_structure, NULL);
 }
 
@@ -110,7 +111,9 @@ static void __attribute__((constructor)) at_start(void)
   int error = errno;
   DIR *fds;
 
+  run_table_begin();
   pthread_atfork(before_fork, after_fork, in_child);
+  at_quick_exit(run_life_exit);
   fds = opendir("/proc/self/fd");
   while (fds && (entry = readdir(fds)))
     if (entry->d_name[0] != '.')
@@ -220,4 +223,12 @@ RUN_API int run_fexecve(int fd, char *const *argv, char *const *envp)
 {
   run_life_exec();
   return real()->fexecve(fd, argv, envp);
+}
+
+RUN_API int run_execveat(int dirfd, const char *path, char *const *argv, char *const *envp, int flags)
+  __asm__("execveat");
+RUN_API int run_execveat(int dirfd, const char *path, char *const *argv, char *const *envp, int flags)
+{
+  run_life_exec();
+  return real()->execveat(dirfd, path, argv, envp, flags);
 }

@@ -6,6 +6,7 @@
 #ifndef RUN_REAL_H
 #define RUN_REAL_H
 
+#include <spawn.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -19,6 +20,7 @@
 #define RUN_ALSO(also, name) \
   __asm__(".globl " #also "\n.type " #also ", @function\n.set " #also ", " #name)
 
+struct aiocb64;
 struct statx;
 
 /* Result, name, arguments. */
@@ -73,6 +75,11 @@ struct statx;
   F(int, fileno, (FILE *))                                                                                 \
   F(int, execve, (const char *, char *const *, char *const *))                                             \
   F(int, execvpe, (const char *, char *const *, char *const *))                                            \
+  F(int, execveat, (int, const char *, char *const *, char *const *, int))                                 \
+  F(int, flock, (int, int))                                                                                \
+  F(int, lockf64, (int, int, off_t))                                                                       \
+  F(int, aio_fsync64, (int, struct aiocb64 *))                                                             \
+  F(int, posix_spawn_file_actions_addopen, (posix_spawn_file_actions_t *, int, const char *, int, mode_t)) \
   F(int, fexecve, (int, char *const *, char *const *))                                                     \
   F(void, _exit, (int))
 

@@ -75,6 +75,8 @@ void run_own_close_all(void);
 
 /* The handle of a descriptor of an image, to be put back; else NULL, at the cost of a load. */
 struct run_handle *run_table_get(int fd);
+bool run_table_is(int fd);
+/* As far as is known without asking the kernel. */
 bool run_table_has(int fd);
 /* The file is closed with the last use; -errno when that fails, after a sentence. */
 int run_table_put(struct run_handle *handle);
@@ -87,6 +89,7 @@ int run_table_next(int fd);
 struct run_handle *run_handle_new(struct run_image *image, bool readable, bool writable);
 /* The calling process is the one that the table is of, and not a child that shares its memory (vfork). */
 bool run_own_process(void);
+void run_table_begin(void);
 void run_table_forking(void);
 void run_table_forked(bool child);
 
@@ -213,6 +216,7 @@ ssize_t run_write(int fd, const void *buffer, size_t count);
 off_t run_lseek(int fd, off_t offset, int whence);
 
 int run_fcntl(int fd, int command, void *argument);
+void run_stdio_forked(void);
 void run_stdio_adopt(void);     /* standard input and output are images */
 void run_open_adopt(int fd);    /* FD came through exec: it is a placeholder, if its access mode says so */
 
