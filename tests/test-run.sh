@@ -208,6 +208,19 @@ test_errors()
   else
     skip 'a set-user-ID program' 'chown is not permitted'
   fi
+  cp /bin/true capable
+  chmod 755 "$work"
+  if [ "$(id -u)" = 0 ] && command -v setpriv >/dev/null && setcap cap_net_raw+ep capable 2>/dev/null; then
+    run setpriv --reuid=65534 --regid=65534 --clear-groups "$PCOW_RUN" ./capable
+    that 'a program with capabilities is not run' test "$status" = 126
+  else
+    skip 'a program with capabilities' 'setpriv or setcap is missing, or does not work here'
+  fi
+  mkdir -p broken
+  cp "$PCOW_RUN" broken
+  echo nothing >broken/libpcow-run.so
+  run broken/pcow-run true
+  that 'a library that cannot be loaded' test "$status" = 125
   printf '#!./static\n' >script
   chmod +x script
   [ -x static ] && refused "a script's interpreter" 'statically' ./script

@@ -5,6 +5,7 @@
  */
 #include "settings.h"
 
+#include <dlfcn.h>
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define LIBRARY "libpcow-run.so"
@@ -46,6 +48,13 @@ static char *real_path(const char *path)
   return full;
 }
 
+/* A library that cannot be loaded is ignored by the dynamic linker, after a message: the program would run without. */
+static void check_loads(const char *library)
+{
+  if (!dlopen(library, RTLD_NOW | RTLD_LOCAL))
+    die(FAILED, "%s", dlerror());
+}
+
 /* Beside this program, as in a build tree, or where it was installed to. */
 static char *find_library(void)
 {
@@ -60,8 +69,10 @@ static char *find_library(void)
 
     if (full && strpbrk(full, " :"))
       die(FAILED, "%s: a library with a space or a colon in its name cannot be preloaded", full);
-    if (full)
+    if (full) {
+      check_loads(full);
       return full;
+    }
   }
   die(FAILED, "%s is neither beside this program nor in %s", LIBRARY, RUN_LIBRARY_FROM_BINARY);
 }
@@ -100,6 +111,8 @@ static void check_program(const char *path, unsigned depth)
     if (((st.st_mode & S_ISUID) && st.st_uid != getuid()) ||
         ((st.st_mode & S_ISGID) && st.st_gid != getgid()))
       die(NOT_RUN, "%s: runs as another user or group, and takes no library from this one", path);
+    if (geteuid() && fgetxattr(fd, "security.capability", NULL, 0) > 0)
+      die(NOT_RUN, "%s: gets capabilities from its file, and takes no library then", path);
     check_elf(path, fd);
     if (depth < 4 && pread(fd, text, sizeof(text) - 1, 0) > 2 && strncmp(text, "#!", 2) == 0) {
       char *name = text + 2 + strspn(text + 2, " \t");
