@@ -8,7 +8,8 @@
 #     @EVENT           waits for the event, since the first command of this call, and prints its data
 #     ?STATUS          waits until query-status says this, and prints it
 #
-# Gives up after QMP_TIMEOUT seconds (60) with status 2.
+# Gives up after QMP_TIMEOUT seconds (60) with status 2. With QMP_TIMES=1 the line after each command's result
+# says how long it took.
 
 import json
 import os
@@ -98,5 +99,10 @@ for word in sys.argv[2:]:
         monitor.wait_status(word[1:])
     else:
         command, _, text = word.partition('=')
-        print(json.dumps(monitor.execute(command, json.loads(text or '{}')), sort_keys=True))
+        started = time.monotonic()
+        result = monitor.execute(command, json.loads(text or '{}'))
+        took = (time.monotonic() - started) * 1e3
+        print(json.dumps(result, sort_keys=True))
+        if os.environ.get('QMP_TIMES') == '1':
+            print(f'took {took:.1f} ms')
     sys.stdout.flush()
