@@ -184,9 +184,6 @@ static int prepare_writing(struct pcow_mapping *m)
   /* In a page cache it would make every page dirty. */
   m->populate = m->tmpfs || m->shared_flags != MAP_SHARED;
   m->page_cache = !m->populate;
-  /* As in area_advise(): what the library itself reads of the file is read page by page, too. */
-  if (m->page_cache && m->writable)
-    posix_fadvise(st->fd, 0, 0, POSIX_FADV_RANDOM);
   return 0;
 }
 

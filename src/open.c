@@ -90,6 +90,10 @@ static int open_writing(struct pcow_image *image)
     close(fd);
     return ret;
   }
+  /* What the library itself reads of the file it reads page by page, as a map does (area_advise()), and not only
+   * once there is one: to read ahead makes large folios, also over holes, and a later store through the map to one
+   * of their pages gives blocks to all of them. */
+  posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
   ret = store_open(fd, image->path, &image->store);
   if (ret)
     return ret;

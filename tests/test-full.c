@@ -184,11 +184,12 @@ static void commit(void)
 static enum {
   MAPPED,   /* one page in four was there when the map was made */
   BY_CALL,  /* half of each unit was, and is read by pcow_pread() */
+  FIRST,    /* the same, before there is a map */
   NEW,      /* one page in four is written over a base, and handed over to the file by the second flush */
   WAYS
 } way;
 
-static bool is_scattered(uint64_t number) { return way == BY_CALL ? number % 16 < 8 : number % 4 == 0; }
+static bool is_scattered(uint64_t number) { return way == BY_CALL || way == FIRST ? number % 16 < 8 : number % 4 == 0; }
 
 static void store_scattered(pcow_mapping *mapping, uint64_t seed)
 {
@@ -229,6 +230,8 @@ static void neighbours(bool full)
   OK(pcow_close(image));
   forget_cache(path);
   image = test_open(path, PCOW_OPEN_RDWR, NULL);
+  for (uint64_t i = 0; i < SIZE / PAGE && way == FIRST; i++)
+    OK(pcow_pread(image, page, PAGE, i * PAGE));
   how.thin = PCOW_THIN_GUARDED;
   mapping = test_map_flush(image, &how);
   memory = pcow_mapping_address(mapping);
