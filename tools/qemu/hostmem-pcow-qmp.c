@@ -1,8 +1,8 @@
 /*
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * memory-backend-pcow: QMP commands. What takes time is done in another thread, while the guest and the
- * monitor go on.
+ * memory-backend-pcow: QMP commands. What takes time is done in another thread, while the guest goes on; the
+ * monitor takes its next command after it.
  */
 
 #include "qemu/osdep.h"
@@ -26,26 +26,31 @@ static HostMemoryBackendPcow *find_backend(const char *id, Error **errp)
 
 typedef struct PcowJob {
     HostMemoryBackendPcow *backend;
-    int (*run)(struct PcowJob *job);
+    int (*run)(struct PcowJob *job, pcow_image *image);
     const char *name;
     PcowSnapshotInfoList *list, **tail;
-    struct pcow_info info;
-    uint64_t dirty;
+    PcowInfo *info;
     char *message;
 } PcowJob;
 
 static int do_job(void *opaque)
 {
     PcowJob *job = opaque;
-    int ret = job->run(job);
+    HostMemoryBackendPcow *b = job->backend;
+    int ret = -ESHUTDOWN;
 
-    if (ret < 0) {
-        job->message = g_strdup(pcow_errormsg());
+    g_rw_lock_reader_lock(&b->use);
+    if (b->image) {
+        ret = job->run(job, b->image);
     }
+    if (ret < 0) {
+        job->message = g_strdup(b->image ? pcow_errormsg() : "the image was closed");
+    }
+    g_rw_lock_reader_unlock(&b->use);
     return ret;
 }
 
-static bool coroutine_fn run_job(PcowJob *job, const char *id, int (*run)(PcowJob *job), Error **errp)
+static bool coroutine_fn run_job(PcowJob *job, const char *id, Error **errp)
 {
     int ret;
 
@@ -53,7 +58,6 @@ static bool coroutine_fn run_job(PcowJob *job, const char *id, int (*run)(PcowJo
     if (!job->backend) {
         return false;
     }
-    job->run = run;
     object_ref(OBJECT(job->backend));
 #if QEMU_VERSION_MAJOR >= 9
     ret = thread_pool_submit_co(do_job, job);
@@ -68,14 +72,30 @@ static bool coroutine_fn run_job(PcowJob *job, const char *id, int (*run)(PcowJo
     return ret >= 0;
 }
 
-static int do_create(PcowJob *job)
+/* ---- Snapshots ---- */
+
+static int do_create(PcowJob *job, pcow_image *image)
 {
-    return pcow_snapshot_create(job->backend->image, job->name);
+    return pcow_snapshot_create(image, job->name);
 }
 
-static int do_delete(PcowJob *job)
+void coroutine_fn qmp_pcow_snapshot_create(const char *id, const char *name, Error **errp)
 {
-    return pcow_snapshot_delete(job->backend->image, job->name);
+    PcowJob job = { .run = do_create, .name = name };
+
+    run_job(&job, id, errp);
+}
+
+static int do_delete(PcowJob *job, pcow_image *image)
+{
+    return pcow_snapshot_delete(image, job->name);
+}
+
+void coroutine_fn qmp_pcow_snapshot_delete(const char *id, const char *name, Error **errp)
+{
+    PcowJob job = { .run = do_delete, .name = name };
+
+    run_job(&job, id, errp);
 }
 
 static int add_snapshot(void *opaque, const struct pcow_snapshot_info *info)
@@ -92,111 +112,70 @@ static int add_snapshot(void *opaque, const struct pcow_snapshot_info *info)
     return 0;
 }
 
-static int do_list(PcowJob *job)
+static int do_list(PcowJob *job, pcow_image *image)
 {
-    return pcow_snapshot_list(job->backend->image, add_snapshot, job);
-}
-
-static int find_current(void *opaque, const struct pcow_snapshot_info *info)
-{
-    char **name = opaque;
-
-    if (info->flags & PCOW_SNAPSHOT_CURRENT) {
-        g_free(*name);
-        *name = g_strdup(info->name);
-    }
-    return 0;
-}
-
-static int add_dirty(void *opaque, const struct pcow_extent *extent)
-{
-    PcowJob *job = opaque;
-
-    if (extent->depth == 0 && extent->type != PCOW_EXTENT_ZERO) {
-        job->dirty += extent->length;
-    }
-    return 0;
-}
-
-static int add_changed(void *opaque, const struct pcow_extent *extent)
-{
-    PcowJob *job = opaque;
-
-    job->dirty += extent->length;
-    return 0;
-}
-
-static int do_info(PcowJob *job)
-{
-    return pcow_get_info(job->backend->image, &job->info);
-}
-
-static int do_info_dirty(PcowJob *job)
-{
-    pcow_image *image = job->backend->image;
-    g_autofree char *current = NULL;
-    int ret = do_info(job);
-
-    if (ret == 0) {
-        ret = pcow_snapshot_list(image, find_current, &current);
-    }
-    if (ret == 0 && !job->backend->readonly) {
-        ret = current ? pcow_diff(image, current, NULL, add_changed, job) :
-                        pcow_extents(image, 0, job->info.virtual_size, 0, add_dirty, job);
-    }
-    return ret;
-}
-
-void coroutine_fn qmp_pcow_snapshot_create(const char *id, const char *name, Error **errp)
-{
-    PcowJob job = { .name = name };
-
-    run_job(&job, id, do_create, errp);
-}
-
-void coroutine_fn qmp_pcow_snapshot_delete(const char *id, const char *name, Error **errp)
-{
-    PcowJob job = { .name = name };
-
-    run_job(&job, id, do_delete, errp);
+    return pcow_snapshot_list(image, add_snapshot, job);
 }
 
 PcowSnapshotInfoList *coroutine_fn qmp_query_pcow_snapshots(const char *id, Error **errp)
 {
-    PcowJob job = { .tail = &job.list };
+    PcowJob job = { .run = do_list, .tail = &job.list };
 
-    if (!run_job(&job, id, do_list, errp)) {
+    if (!run_job(&job, id, errp)) {
         qapi_free_PcowSnapshotInfoList(job.list);
         return NULL;
     }
     return job.list;
 }
 
-PcowInfo *coroutine_fn qmp_query_pcow(const char *id, bool has_dirty, bool dirty, Error **errp)
-{
-    PcowJob job = { .info = PCOW_INIT(job.info) };
-    struct pcow_mapping_stats stats = PCOW_INIT(stats);
-    HostMemoryBackendPcow *b;
-    PcowInfo *info;
+/* ---- Information ---- */
 
-    dirty = has_dirty && dirty;
-    if (!run_job(&job, id, dirty ? do_info_dirty : do_info, errp)) {
-        return NULL;
+static int add_changed(void *opaque, const struct pcow_extent *extent)
+{
+    PcowInfo *info = opaque;
+
+    info->dirty += extent->length;
+    return 0;
+}
+
+static int add_own(void *opaque, const struct pcow_extent *extent)
+{
+    return extent->depth || extent->type == PCOW_EXTENT_ZERO ? 0 : add_changed(opaque, extent);
+}
+
+static int find_dirty(PcowJob *job, pcow_image *image)
+{
+    const char *current = NULL;
+    int ret = do_list(job, image);
+
+    for (PcowSnapshotInfoList *s = job->list; s; s = s->next) {
+        current = s->value->current ? s->value->name : current;
     }
-    b = find_backend(id, errp);
-    if (!b) {
-        return NULL;
+    if (ret < 0 || job->backend->readonly) {
+        return ret;
+    }
+    return current ? pcow_diff(image, current, NULL, add_changed, job->info) :
+                     pcow_extents(image, 0, job->info->size, 0, add_own, job->info);
+}
+
+static int do_query(PcowJob *job, pcow_image *image)
+{
+    HostMemoryBackendPcow *b = job->backend;
+    PcowInfo *info = job->info;
+    struct pcow_info i = PCOW_INIT(i);
+    struct pcow_mapping_stats stats = PCOW_INIT(stats);
+    int ret = pcow_get_info(image, &i);
+
+    if (ret < 0) {
+        return ret;
     }
     pcow_mapping_get_stats(b->map, &stats);
-    info = g_new0(PcowInfo, 1);
     info->path = g_strdup(b->mem_path);
-    info->size = job.info.virtual_size;
+    info->size = i.virtual_size;
     info->durability = b->durability;
     info->readonly = b->readonly;
-    info->allocated = job.info.allocated_size;
-    info->has_dirty = dirty;
-    info->dirty = job.dirty;
-    info->snapshots = job.info.snapshot_count;
+    info->allocated = i.allocated_size;
+    info->snapshots = i.snapshot_count;
     info->faults = stats.faults;
     info->write_faults = stats.write_faults;
     info->pages_copied = stats.pages_copied;
@@ -206,8 +185,24 @@ PcowInfo *coroutine_fn qmp_query_pcow(const char *id, bool has_dirty, bool dirty
     info->pages_flushed = stats.pages_flushed;
     info->held_writers = stats.held_writers;
     info->nospace = qatomic_read(&b->stops);
-    return info;
+    return info->has_dirty ? find_dirty(job, image) : 0;
 }
+
+PcowInfo *coroutine_fn qmp_query_pcow(const char *id, bool has_dirty, bool dirty, Error **errp)
+{
+    PcowJob job = { .run = do_query, .tail = &job.list, .info = g_new0(PcowInfo, 1) };
+    bool done;
+
+    job.info->has_dirty = has_dirty && dirty;
+    done = run_job(&job, id, errp);
+    qapi_free_PcowSnapshotInfoList(job.list);
+    if (!done) {
+        qapi_free_PcowInfo(job.info);
+    }
+    return done ? job.info : NULL;
+}
+
+/* ---- Size ---- */
 
 void qmp_pcow_resize(const char *id, uint64_t size, Error **errp)
 {

@@ -10,16 +10,15 @@
  * A write without space is held by the library: its thread sleeps inside a page fault, and cannot be
  * made to leave it. So three things happen when the library says that a writer is held, in a
  * thread that needs no lock of QEMU: an event tells the manager; the VM is asked to stop, where
- * vm_stop() does not wait for a vCPU that sleeps so (held_by_fault()); and should the main loop
- * itself be what sleeps, or waits for such a thread, writers try again every second, since nobody
- * could say "cont" then.
+ * vm_stop() does not wait for a vCPU that sleeps so (held_by_fault()); and writers try again every
+ * second. What sleeps may be the main loop itself, and then nobody could say "cont".
  */
 
 #include "qemu/osdep.h"
 #include "hostmem-pcow.h"
 #include "qapi/error.h"
 #include "qapi/qapi-events-pcow.h"
-#include "qapi/visitor.h"
+#include "qapi/qapi-visit-qom.h"
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
@@ -31,14 +30,18 @@
 #include "system/cpus.h"
 #include "system/runstate.h"
 #include "system/system.h"
+#define memory_is_locked() should_mlock(mlock_state)
+typedef const void ClassData;
 #else
 #include "sysemu/cpus.h"
 #include "sysemu/runstate.h"
 #include "sysemu/sysemu.h"
+#define memory_is_locked() enable_mlock
+typedef void ClassData;
 #endif
 
 #define HUGE_PAGE (2 * MiB)
-#define BEAT_MS 1000
+#define RETRY_MS 1000
 /* Before devices resume, which may wait for threads that write; these run in the order of numbers. */
 #define FIRST_PRIORITY (-1000)
 
@@ -89,54 +92,29 @@ static void on_nospace(void *opaque, const char *file, uint64_t offset)
     HostMemoryBackendPcow *b = opaque;
 
     qatomic_set(&b->held_offset, offset);
-    qatomic_set(&b->told, true);
     qemu_sem_post(&b->wake);
-}
-
-static void main_loop_beats(void *opaque)
-{
-    HostMemoryBackendPcow *b = opaque;
-
-    qemu_sem_post(&b->beat);
-}
-
-/* The main loop itself, which is not what nested ones run, does something within a second. */
-static bool main_loop_lives(HostMemoryBackendPcow *b)
-{
-    while (qemu_sem_timedwait(&b->beat, 0) == 0) {
-        /* late ones */
-    }
-    qemu_bh_schedule(b->beat_bh);
-    return qemu_sem_timedwait(&b->beat, BEAT_MS) == 0;
 }
 
 static void *held_thread(void *opaque)
 {
     HostMemoryBackendPcow *b = opaque;
-    bool retried = false;       /* as nobody can say "cont": being told again is no news */
 
     for (;;) {
-        bool told, alive;
+        bool told = true;
 
-        if (retried || held_writers(b)) {
-            qemu_sem_timedwait(&b->wake, BEAT_MS);
+        if (held_writers(b)) {
+            told = qemu_sem_timedwait(&b->wake, RETRY_MS) == 0;
         } else {
             qemu_sem_wait(&b->wake);
         }
         if (qatomic_read(&b->ending)) {
             return NULL;
         }
-        told = qatomic_xchg(&b->told, false);
-        if (told && !retried) {
-            stop_vm(b, false, qatomic_read(&b->held_offset));
-        }
-        alive = !held_writers(b) || main_loop_lives(b);
-        if (told && retried && alive) {
-            stop_vm(b, false, qatomic_read(&b->held_offset));
-        }
-        retried = !alive && !qatomic_read(&b->ending);
-        if (retried) {
+        if (!told) {
+            qatomic_set(&b->retried, true);
             pcow_mapping_resume(b->map);
+        } else if (!qatomic_read(&b->retried) || runstate_is_running()) {
+            stop_vm(b, false, qatomic_read(&b->held_offset));
         }
     }
 }
@@ -146,6 +124,7 @@ static void vm_state_change(void *opaque, bool running, RunState state)
     HostMemoryBackendPcow *b = opaque;
 
     if (running && b->map) {
+        qatomic_set(&b->retried, false);
         pcow_mapping_resume(b->map);
     }
 }
@@ -155,28 +134,26 @@ static void vm_state_change(void *opaque, bool running, RunState state)
 static int pcow_backend_flush(HostMemoryBackend *backend, uint64_t offset, uint64_t length)
 {
     HostMemoryBackendPcow *b = MEMORY_BACKEND_PCOW(backend);
-    int ret = b->readonly ? 0 : pcow_flush(b->map, offset, length);
+    int ret = 0;
 
-    if (ret >= 0) {
-        qatomic_inc(&b->flushes);
-    } else {
-        qatomic_inc(&b->flushes_failed);
-        if (ret != -ENOSPC || b->nospace == PCOW_NOSPACE_POLICY_REPORT) {
-            error_report("%s: a flush of the guest failed: %s", b->id, pcow_errormsg());
-        }
+    g_rw_lock_reader_lock(&b->use);
+    if (!b->readonly) {
+        ret = b->map ? pcow_flush(b->map, offset, length) : -ESHUTDOWN;
+    }
+    g_rw_lock_reader_unlock(&b->use);
+    qatomic_inc(ret < 0 ? &b->flushes_failed : &b->flushes);
+    if (ret < 0 && ret != -ENOSPC && ret != -ESHUTDOWN) {
+        error_report("%s: a flush of the guest failed: %s", b->id, pcow_errormsg());
     }
     return ret;
 }
 
 static bool pcow_backend_flush_failed(HostMemoryBackend *backend, int error)
 {
-    HostMemoryBackendPcow *b = MEMORY_BACKEND_PCOW(backend);
-
-    if (error != -ENOSPC || b->nospace == PCOW_NOSPACE_POLICY_REPORT) {
-        return false;
+    if (error == -ENOSPC) {
+        stop_vm(MEMORY_BACKEND_PCOW(backend), true, 0);
     }
-    stop_vm(b, true, 0);
-    return true;
+    return error == -ENOSPC;
 }
 
 static bool pcow_backend_is_persistent(HostMemoryBackend *backend)
@@ -226,29 +203,24 @@ static bool open_image(HostMemoryBackendPcow *b, Error **errp)
     return true;
 }
 
-/* False: flushing failed. The mapping must be out of use. */
-static bool close_image(HostMemoryBackendPcow *b)
+/* Nobody writes any more. Who is at work on the image in another thread is waited for. */
+static void close_image(HostMemoryBackendPcow *b)
 {
-    pcow_image *image = b->image;
-
+    g_rw_lock_writer_lock(&b->use);
+    if (pcow_close(b->image) < 0) {
+        error_report("%s", pcow_errormsg());
+    }
     b->image = NULL;
     b->map = NULL;
-    if (pcow_close(image) < 0) {
-        error_report("%s", pcow_errormsg());
-        return false;
-    }
-    return true;
+    g_rw_lock_writer_unlock(&b->use);
 }
 
 static void end_thread(HostMemoryBackendPcow *b)
 {
-    if (b->beat_bh) {
+    if (!b->ending) {
         qatomic_set(&b->ending, true);
         qemu_sem_post(&b->wake);
-        qemu_sem_post(&b->beat);
         qemu_thread_join(&b->thread);
-        qemu_bh_delete(b->beat_bh);
-        b->beat_bh = NULL;
     }
 }
 
@@ -266,20 +238,28 @@ static void at_exit(Notifier *notifier, void *data)
     }
 }
 
-static bool memory_is_locked(void)
-{
-#if QEMU_VERSION_MAJOR >= 10
-    return should_mlock(mlock_state);
+#if QEMU_VERSION_MAJOR >= 9
+#define add_blocker migrate_add_blocker
+#define del_blocker migrate_del_blocker
 #else
-    return enable_mlock;
-#endif
+static int add_blocker(Error **reason, Error **errp)
+{
+    return migrate_add_blocker(*reason, errp);
 }
+
+static void del_blocker(Error **reason)
+{
+    if (*reason) {
+        migrate_del_blocker(*reason);       /* which does nothing if it was not added */
+        error_free(*reason);
+    }
+}
+#endif
 
 static bool pcow_backend_setup(HostMemoryBackend *backend, Error **errp)
 {
     HostMemoryBackendPcow *b = MEMORY_BACKEND_PCOW(backend);
     g_autofree char *name = host_memory_backend_get_name(backend);
-    int ret;
 
     if (!b->mem_path) {
         error_setg(errp, "memory-backend-pcow needs mem-path, the image's file");
@@ -300,8 +280,7 @@ static bool pcow_backend_setup(HostMemoryBackend *backend, Error **errp)
     if (!open_image(b, errp)) {
         return false;
     }
-    ret = ram_block_discard_require(true);
-    if (ret) {
+    if (ram_block_discard_require(true) < 0) {
         error_setg(errp, "%s: cannot be used beside assigned devices (VFIO and the like): they pin memory",
                    b->mem_path);
         return false;
@@ -309,22 +288,12 @@ static bool pcow_backend_setup(HostMemoryBackend *backend, Error **errp)
     b->discard_required = true;
     error_setg(&b->migration_blocker, "%s: memory-backend-pcow cannot be migrated: its content stays in the "
                "image", b->mem_path);
-#if QEMU_VERSION_MAJOR >= 9
-    ret = migrate_add_blocker(&b->migration_blocker, errp);
-#else
-    ret = migrate_add_blocker(b->migration_blocker, errp);
-    if (ret < 0) {
-        error_free(b->migration_blocker);
-        b->migration_blocker = NULL;
-    }
-#endif
-    if (ret < 0) {
+    if (add_blocker(&b->migration_blocker, errp) < 0) {
         return false;
     }
 
     QLIST_INSERT_HEAD(&backends, b, next);
     cpus_set_held_check(held_by_fault);
-    b->beat_bh = aio_bh_new(iohandler_get_aio_context(), main_loop_beats, b);
     qemu_thread_create(&b->thread, "pcow-held", held_thread, b, QEMU_THREAD_JOINABLE);
     b->vmstate = qemu_add_vm_change_state_handler_prio(vm_state_change, b, FIRST_PRIORITY);
     b->exit.notify = at_exit;
@@ -357,19 +326,12 @@ static void pcow_backend_finalize(Object *obj)
         end_thread(b);
     }
     close_image(b);
-    if (b->migration_blocker) {
-#if QEMU_VERSION_MAJOR >= 9
-        migrate_del_blocker(&b->migration_blocker);
-#else
-        migrate_del_blocker(b->migration_blocker);
-        error_free(b->migration_blocker);
-#endif
-    }
+    del_blocker(&b->migration_blocker);
     if (b->discard_required) {
         ram_block_discard_require(false);
     }
     qemu_sem_destroy(&b->wake);
-    qemu_sem_destroy(&b->beat);
+    g_rw_lock_clear(&b->use);
     g_free(b->id);
     g_free(b->mem_path);
     g_free(b->snapshot);
@@ -378,73 +340,31 @@ static void pcow_backend_finalize(Object *obj)
 
 /* ---- Properties ---- */
 
-static bool may_change(Object *obj, const char *name, Error **errp)
-{
-    if (host_memory_backend_mr_inited(MEMORY_BACKEND(obj))) {
-        error_setg(errp, "cannot change property '%s' of %s", name, object_get_typename(obj));
-        return false;
-    }
-    return true;
-}
-
-#define STRING_PROPERTY(field, name)                                            \
-    static char *get_##field(Object *obj, Error **errp)                         \
-    {                                                                           \
-        return g_strdup(MEMORY_BACKEND_PCOW(obj)->field);                       \
-    }                                                                           \
-                                                                                \
-    static void set_##field(Object *obj, const char *value, Error **errp)       \
-    {                                                                           \
-        if (may_change(obj, name, errp)) {                                      \
-            g_free(MEMORY_BACKEND_PCOW(obj)->field);                            \
-            MEMORY_BACKEND_PCOW(obj)->field = g_strdup(value);                  \
-        }                                                                       \
+/* One that nobody changes when the object is complete. */
+#define PROPERTY(field, ctype, type, release)                                                           \
+    static void get_##field(Object *obj, Visitor *v, const char *name, void *opaque, Error **errp)      \
+    {                                                                                                   \
+        visit_type_##type(v, name, &MEMORY_BACKEND_PCOW(obj)->field, errp);                             \
+    }                                                                                                   \
+                                                                                                        \
+    static void set_##field(Object *obj, Visitor *v, const char *name, void *opaque, Error **errp)      \
+    {                                                                                                   \
+        ctype value;                                                                                    \
+                                                                                                        \
+        if (host_memory_backend_mr_inited(MEMORY_BACKEND(obj))) {                                       \
+            error_setg(errp, "cannot change property '%s' of %s", name, object_get_typename(obj));      \
+        } else if (visit_type_##type(v, name, &value, errp)) {                                          \
+            release(MEMORY_BACKEND_PCOW(obj)->field);                                                   \
+            MEMORY_BACKEND_PCOW(obj)->field = value;                                                    \
+        }                                                                                               \
     }
 
-#define ENUM_PROPERTY(field, name)                                              \
-    static int get_##field(Object *obj, Error **errp)                           \
-    {                                                                           \
-        return MEMORY_BACKEND_PCOW(obj)->field;                                 \
-    }                                                                           \
-                                                                                \
-    static void set_##field(Object *obj, int value, Error **errp)               \
-    {                                                                           \
-        if (may_change(obj, name, errp)) {                                      \
-            MEMORY_BACKEND_PCOW(obj)->field = value;                            \
-        }                                                                       \
-    }
-
-STRING_PROPERTY(mem_path, "mem-path")
-STRING_PROPERTY(snapshot, "snapshot")
-STRING_PROPERTY(base_dir, "base-dir")
-ENUM_PROPERTY(durability, "durability")
-ENUM_PROPERTY(nospace, "nospace")
-
-static bool get_readonly(Object *obj, Error **errp)
-{
-    return MEMORY_BACKEND_PCOW(obj)->readonly;
-}
-
-static void set_readonly(Object *obj, bool value, Error **errp)
-{
-    if (may_change(obj, "readonly", errp)) {
-        MEMORY_BACKEND_PCOW(obj)->readonly = value;
-    }
-}
-
-static void get_max_size(Object *obj, Visitor *v, const char *name, void *opaque, Error **errp)
-{
-    visit_type_size(v, name, &MEMORY_BACKEND_PCOW(obj)->max_size, errp);
-}
-
-static void set_max_size(Object *obj, Visitor *v, const char *name, void *opaque, Error **errp)
-{
-    uint64_t value;
-
-    if (may_change(obj, name, errp) && visit_type_size(v, name, &value, errp)) {
-        MEMORY_BACKEND_PCOW(obj)->max_size = value;
-    }
-}
+PROPERTY(mem_path, char *, str, g_free)
+PROPERTY(snapshot, char *, str, g_free)
+PROPERTY(base_dir, char *, str, g_free)
+PROPERTY(durability, PcowDurability, PcowDurability, (void))
+PROPERTY(readonly, bool, bool, (void))
+PROPERTY(max_size, uint64_t, size, (void))
 
 /* ---- The type ---- */
 
@@ -469,14 +389,10 @@ static void pcow_backend_init(Object *obj)
     backend->share = true;
     b->durability = PCOW_DURABILITY_FLUSH;
     qemu_sem_init(&b->wake, 0);
-    qemu_sem_init(&b->beat, 0);
+    g_rw_lock_init(&b->use);
 }
 
-#if QEMU_VERSION_MAJOR >= 10
-static void pcow_backend_class_init(ObjectClass *oc, const void *data)
-#else
-static void pcow_backend_class_init(ObjectClass *oc, void *data)
-#endif
+static void pcow_backend_class_init(ObjectClass *oc, ClassData *data)
 {
     HostMemoryBackendClass *bc = MEMORY_BACKEND_CLASS(oc);
 
@@ -484,30 +400,24 @@ static void pcow_backend_class_init(ObjectClass *oc, void *data)
     bc->flush = pcow_backend_flush;
     bc->flush_failed = pcow_backend_flush_failed;
     bc->is_persistent = pcow_backend_is_persistent;
-    object_class_property_add_str(oc, "mem-path", get_mem_path, set_mem_path);
-    object_class_property_add_str(oc, "snapshot", get_snapshot, set_snapshot);
-    object_class_property_add_str(oc, "base-dir", get_base_dir, set_base_dir);
-    object_class_property_add_enum(oc, "durability", "PcowDurability", &PcowDurability_lookup, get_durability,
-                                   set_durability);
-    object_class_property_add_enum(oc, "nospace", "PcowNospacePolicy", &PcowNospacePolicy_lookup, get_nospace,
-                                   set_nospace);
-    object_class_property_add_bool(oc, "readonly", get_readonly, set_readonly);
+    object_class_property_add(oc, "mem-path", "str", get_mem_path, set_mem_path, NULL, NULL);
+    object_class_property_add(oc, "snapshot", "str", get_snapshot, set_snapshot, NULL, NULL);
+    object_class_property_add(oc, "base-dir", "str", get_base_dir, set_base_dir, NULL, NULL);
+    object_class_property_add(oc, "durability", "PcowDurability", get_durability, set_durability, NULL, NULL);
+    object_class_property_add(oc, "readonly", "bool", get_readonly, set_readonly, NULL, NULL);
     object_class_property_add(oc, "max-size", "size", get_max_size, set_max_size, NULL, NULL);
     pcow_set_log(on_log, NULL);
 }
 
-static const TypeInfo pcow_backend_info = {
-    .name = TYPE_MEMORY_BACKEND_PCOW,
-    .parent = TYPE_MEMORY_BACKEND,
-    .class_init = pcow_backend_class_init,
-    .instance_init = pcow_backend_init,
-    .instance_finalize = pcow_backend_finalize,
-    .instance_size = sizeof(HostMemoryBackendPcow),
+static const TypeInfo pcow_backend_info[] = {
+    {
+        .name = TYPE_MEMORY_BACKEND_PCOW,
+        .parent = TYPE_MEMORY_BACKEND,
+        .class_init = pcow_backend_class_init,
+        .instance_init = pcow_backend_init,
+        .instance_finalize = pcow_backend_finalize,
+        .instance_size = sizeof(HostMemoryBackendPcow),
+    },
 };
 
-static void register_types(void)
-{
-    type_register_static(&pcow_backend_info);
-}
-
-type_init(register_types);
+DEFINE_TYPES(pcow_backend_info)

@@ -28,23 +28,21 @@ struct HostMemoryBackendPcow {
     char *mem_path, *snapshot, *base_dir;
     uint64_t max_size;
     PcowDurability durability;
-    PcowNospacePolicy nospace;
     bool readonly;
 
-    pcow_image *image;
+    pcow_image *image;          /* NULL: closed */
     pcow_mapping *map;
+    GRWLock use;                /* to write: for closing it; to read: to use it without the BQL */
     Error *migration_blocker;
     bool discard_required;
     VMChangeStateEntry *vmstate;
     Notifier exit;
     QLIST_ENTRY(HostMemoryBackendPcow) next;
 
-    QemuThread thread;          /* tells of held writers */
-    QemuSemaphore wake, beat;
-    QEMUBH *beat_bh;
-    bool told, ending;                              /* atomic */
-    uint64_t held_offset;                       /* atomic, and these */
-    uint64_t stops, flushes, flushes_failed;
+    QemuThread thread;          /* tells of held writers, and lets them try again */
+    QemuSemaphore wake;
+    bool retried, ending;       /* atomic, and these */
+    uint64_t held_offset, stops, flushes, flushes_failed;
 };
 
 #endif
