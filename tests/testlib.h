@@ -69,7 +69,8 @@ const char *test_dir(int argc, char **argv);
 char *test_path(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* libpmem decides when it is loaded whether stores count as durable on tmpfs and page cache: runs the
- * program again with PMEM_IS_PMEM_FORCE=1 unless it is set; or without it when it is. */
+ * program again with PMEM_IS_PMEM_FORCE=1 unless it is set, or the tests run on real DAX ($PCOW_TEST_DAX), where
+ * nothing is to be emulated; or without it when it is. */
 void test_force_pmem(char **argv);
 void test_unforce_pmem(char **argv);
 
