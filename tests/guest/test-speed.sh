@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
 done
 kind=${1:?nvdimm or virtio}
 rounds=$((rounds + 1)) # the first one does not count
-cold_rounds=$((rounds < 6 ? rounds : 6))
+cold_rounds=$((rounds < 4 ? rounds : 4))
 why=$(kind_available "backend-$kind") || guest_skip "$why"
 for program in fio qemu-img; do
   command -v $program >/dev/null || guest_skip "$program is not installed"
@@ -43,7 +43,7 @@ mke2fs -q -t ext4 -b 4096 -F -O ^has_journal -d "$tree" "$work/fio.raw" || guest
 rm -rf "$tree"
 
 # A file that is written before it is measured, and one of which each piece is written once: COLD_MIB a round.
-COLD_MIB=8 WARM_MIB=16
+COLD_MIB=32 WARM_MIB=16
 mkdir "$tree"
 head -c ${WARM_MIB}M /dev/urandom >"$tree/warm"
 head -c $((COLD_MIB * cold_rounds * 3))M /dev/urandom >"$tree/cold"
@@ -66,12 +66,12 @@ workload()
 }
 plan()
 {
-  workload write-4k-fsync warm rw=write bs=4k fsync=1 io_size=16M
-  workload randwrite-4k-fsync warm rw=randwrite bs=4k fsync=1 io_size=16M
-  workload write-1M-fsync warm rw=write bs=1M fsync=1 io_size=64M
-  workload randwrite-4k warm rw=randwrite bs=4k io_size=16M
-  workload randread-4k warm rw=randread bs=4k io_size=16M
-  workload read-1M warm rw=read bs=1M io_size=64M
+  workload write-4k-fsync warm rw=write bs=4k fsync=1 io_size=32M
+  workload randwrite-4k-fsync warm rw=randwrite bs=4k fsync=1 io_size=32M
+  workload write-1M-fsync warm rw=write bs=1M fsync=1 io_size=256M
+  workload randwrite-4k warm rw=randwrite bs=4k io_size=32M
+  workload randread-4k warm rw=randread bs=4k io_size=32M
+  workload read-1M warm rw=read bs=1M io_size=256M
   workload first-write-4k-in-64k-fsync cold0 rw=write:60k bs=4k fsync=1
   workload first-randwrite-4k-fsync cold1 rw=randwrite bs=4k fsync=1
   workload first-write-1M-fsync cold2 rw=write bs=1M fsync=1
@@ -111,7 +111,7 @@ while read -r name file options; do
             echo "filename=/m/$contender/warm"
             echo "size=${WARM_MIB}M"
             # It takes many times as long.
-            [ $contender != qcow2 ] || echo "io_size=2M"
+            [ $contender != qcow2 ] || case $options in *bs=1M*) echo "io_size=16M" ;; *) echo "io_size=2M" ;; esac
             ;;
         esac
       done
