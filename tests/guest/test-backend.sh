@@ -12,7 +12,6 @@ tests_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$tests_dir/cli-common.sh"
 export PMEM_IS_PMEM_FORCE=1
 here=$tests_dir/guest
-root=$(cd "$tests_dir/.." && pwd)
 
 command -v python3 >/dev/null || { echo "SKIP: python3 is missing"; exit 77; }
 # shellcheck source=qemu.sh
