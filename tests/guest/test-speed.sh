@@ -24,7 +24,7 @@ done
 kind=${1:?nvdimm or virtio}
 rounds=$((rounds + 1)) # the first one does not count
 cold_rounds=$((rounds < 4 ? rounds : 4))
-why=$(kind_available "backend-$kind") || guest_skip "$why"
+need_kind "backend-$kind"
 for program in fio qemu-img; do
   command -v $program >/dev/null || guest_skip "$program is not installed"
 done
@@ -188,7 +188,7 @@ END
 python3 "$work/clock.py" "$work/clock" "$work/pid" "$work/cpu" &
 guest_pid[clock]=$!
 until [ -S "$work/clock" ]; do sleep 0.05; done
-QEMU=$PCOW_QEMU GUEST_QEMU_ARGS=${PCOW_QEMU_ARGS-"-L /usr/share/qemu -L /usr/share/seabios"} GUEST_MEMORY=1G \
+QEMU=$QEMU_PCOW GUEST_MEMORY=1G \
   guest_start speed \
   -object "memory-backend-pcow,id=pm,mem-path=$work/vm.pcow,durability=$durability" -device "$device,memdev=pm,id=nv0" \
   -object "memory-backend-file,id=raw,share=on,mem-path=$work/raw.raw,size=$bytes" -device "$device,memdev=raw,id=nv1" \
