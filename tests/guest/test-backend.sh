@@ -37,7 +37,7 @@ end_all()
 }
 trap end_all EXIT
 
-machine=(-M q35,nvdimm=on,dump-guest-core=off -accel tcg -cpu max -m 128M,slots=4,maxmem=64G)
+machine=(-M "q35,nvdimm=on,dump-guest-core=off" -accel tcg -cpu max -m "128M,slots=4,maxmem=64G")
 
 # vm ARGUMENT...: starts one in the background; its monitor is $scratch/qmp.
 vm()
@@ -366,7 +366,7 @@ done
 # The image is the VM's only memory here, and the guest its firmware: it does not depend on what else KVM can do.
 kvm_guest()
 {
-  machine=(-M q35,memory-backend=pm -accel kvm -cpu qemu64,-pni -m 64M)
+  machine=(-M "q35,memory-backend=pm" -accel kvm -cpu "qemu64,-pni" -m 64M)
   listen
   vm -bios "$scratch/rom" -serial pipe:"$scratch/serial" "$@"
 }
