@@ -68,10 +68,27 @@ qmp()
 # says NAME STATUS PATTERN COMMAND...: of QMP.
 says()
 {
+  qmp "${@:4}"
+  verdict "$@"
+}
+
+# The same, and waits for it some seconds. What is held tries again each second, and is not held meanwhile.
+says_soon()
+{
+  local tries=100
+
+  while qmp "${@:4}" && ! out_has "$3" && [ $tries -gt 0 ]; do
+    sleep 0.05
+    tries=$((tries - 1))
+  done
+  verdict "$@"
+}
+
+verdict()
+{
   local name=$1 wanted=$2 pattern=$3
 
   shift 3
-  qmp "$@"
   if [ "$status" = "$wanted" ] && out_has "$pattern"; then
     ok "$name"
   else
@@ -329,7 +346,7 @@ for mode in store flush; do
     hears "$what: the guest runs" g 1
     tell w
     says "$what: the VM stops" 0 io-error '?io-error'
-    says "$what: a writer is held" 0 '"held-writers": [1-9].*"nospace": 1' 'query-pcow={"id":"pm"}'
+    says_soon "$what: a writer is held" 0 '"held-writers": [1-9].*"nospace": 1' 'query-pcow={"id":"pm"}'
     says "$what: still no space" 0 '"flush": false.*"id": "pm".*small/x.pcow' \
       cont '@PCOW_NOSPACE' '?io-error'
     says "$what: the monitor goes on" 0 io-error query-status system_reset query-status
@@ -396,7 +413,7 @@ for mode in store flush; do
   fi
   tell w
   says "KVM, $mode: the VM stops" 0 io-error '?io-error'
-  says "KVM, $mode: a writer is held" 0 '"held-writers": [1-9].*"nospace": 1' 'query-pcow={"id":"pm"}'
+  says_soon "KVM, $mode: a writer is held" 0 '"held-writers": [1-9].*"nospace": 1' 'query-pcow={"id":"pm"}'
   says "KVM, $mode: still no space" 0 '"flush": false' cont '@PCOW_NOSPACE' '?io-error'
   says "KVM, $mode: the monitor looks into the vCPU" 0 'EIP=' 'human-monitor-command={"command-line":"info registers"}'
   mount -o remount,size=160M "$scratch/small"

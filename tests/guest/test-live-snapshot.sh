@@ -20,10 +20,10 @@ no_errors()
   grep -q '^Pass 5' "$1" && ! grep -Ev '^$|^(e2fsck|Pass [1-5][:A-D])|: [0-9]+/[0-9]+ files|WARNING: Filesystem still has errors' "$1"
 }
 
-that "a golden image" golden "$kind" "$work/golden.pcow" 96
+that "a golden image" golden "$kind" "$work/golden.pcow" 192
 that "an overlay" overlay "$work/golden.pcow" "$work/vm.pcow"
 guest_job vm root <<'END'
-exec record write /data/log 0 6000
+exec record write /data/log 0 0
 END
 kind_start "$kind" vm "$work/vm.pcow"
 that "the guest writes" guest_until vm 120 '^ACK 10$'
