@@ -20,9 +20,10 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-#define WINDOW_MOST (HUGE_BYTES / PAGE_BYTES)
+#define WINDOW_COPY (HUGE_BYTES / PAGE_BYTES)
 #define FACTOR_COPY 2u          /* growth of sequential first writes where there is something to copy … */
-#define FACTOR_THIN 8u          /* … and where space is all that is needed */
+#define WINDOW_THIN (WINDOW_COPY / 4)   /* … and where space is all that is needed; what a stream that ends */
+#define FACTOR_THIN 8u                  /* early has too much of is less than half a MiB */
 #define COPY_AT_ONCE 16u         /* pages that the handler copies itself */
 #define LAZY_PAGES ((UINT64_C(1) << 30) / PAGE_BYTES)   /* zeros armed at once, at most */
 #define WAIT_NSEC 20000000      /* between looks at whether the mapping ends */
@@ -83,7 +84,8 @@ static void choose_range(struct pcow_mapping *m, const struct unit *u, const str
                          unsigned factor, uint64_t *first, uint64_t *end)
 {
   uint64_t pages = head_unit_pages(m->image->head, u->number);
-  uint64_t window = window_find(m, map_unit_first(m, u->number) + page, 1, WINDOW_MOST, factor);
+  uint64_t most = factor == FACTOR_THIN ? WINDOW_THIN : WINDOW_COPY;
+  uint64_t window = window_find(m, map_unit_first(m, u->number) + page, 1, most, factor);
 
   *first = page & ~(m->granule - 1);
   *end = MIN(*first + m->granule, pages);
