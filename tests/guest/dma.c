@@ -4,9 +4,11 @@
 // a file on a DAX file system. Each read is a step; which blocks it brings where follows from its number
 // alone, so that the file can be checked later, by the number of the last step that was acknowledged. Steps are
 // acknowledged on the console after a flush; from then on what they brought must be there, whatever happens.
+// Every fourth page is the CPU's: no read goes there, and what it holds is not checked. First writes after a
+// snapshot make the host copy pages beside them, too, while the disk writes to those.
 //
 //     dma disk FILE                     makes the disk's content
-//     dma run FILE DISK                 for ever; another thread flushes all the time
+//     dma run FILE DISK                 for ever; other threads flush, and store to the CPU's pages, all the time
 //     dma verify FILE LAST NEWEST       all steps to LAST are there, of those to NEWEST what there is
 //
 // Linked statically, it runs in any guest.
@@ -21,9 +23,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, WORDS = PAGE / 8, BLOCKS = 8192, RUN = 64, STEPS_PER_ACK = 4 };
+enum { PAGE = 4096, WORDS = PAGE / 8, BLOCKS = 8192, RUN = 64, STEPS_PER_ACK = 2, CPU_EVERY = 4 };
 
 static int die(const char *what, const char *file)
 {
@@ -70,11 +73,48 @@ static int make_disk(const char *file)
   return fclose(f) == 0 ? 0 : die("close", file);
 }
 
-static void *flush_always(void *fd)
+static bool is_cpus(uint64_t page)
 {
+  return page % CPU_EVERY == CPU_EVERY - 1;
+}
+
+struct target {
+  char *at;
+  uint64_t pages;
+  int fd;
+};
+
+static void *flush_always(void *opaque)
+{
+  const struct target *t = opaque;
+
   for (;;)
-    fsync(*(int *)fd);
+    fsync(t->fd);
   return NULL;
+}
+
+static void *store_always(void *opaque)
+{
+  const struct target *t = opaque;
+
+  for (uint64_t round = 1;; round++) {
+    for (uint64_t page = 0; page < t->pages; page++)
+      if (is_cpus(page))
+        *(volatile uint64_t *)(t->at + page * PAGE) = round;
+    usleep(1000);
+  }
+  return NULL;
+}
+
+// One request: what the disk has for the CPU's pages goes elsewhere.
+static bool read_step(int from, const struct target *to, struct step s)
+{
+  static char elsewhere[PAGE] __attribute__((aligned(PAGE)));
+  struct iovec iov[RUN];
+
+  for (uint64_t i = 0; i < s.count; i++)
+    iov[i] = (struct iovec){ is_cpus(s.page + i) ? elsewhere : to->at + (s.page + i) * PAGE, PAGE };
+  return preadv(from, iov, (int)s.count, (off_t)(s.block * PAGE)) == (ssize_t)(s.count * PAGE);
 }
 
 static char *map_file(const char *file, int prot, int *fd, uint64_t *pages)
@@ -92,25 +132,24 @@ static char *map_file(const char *file, int prot, int *fd, uint64_t *pages)
 
 static int run(const char *file, const char *disk)
 {
-  uint64_t pages;
-  int fd, from = open(disk, O_RDONLY | O_DIRECT);
-  char *to = map_file(file, PROT_READ | PROT_WRITE, &fd, &pages);
-  pthread_t flusher;
+  static struct target to;
+  int from = open(disk, O_RDONLY | O_DIRECT);
+  pthread_t flusher, writer;
 
+  to.at = map_file(file, PROT_READ | PROT_WRITE, &to.fd, &to.pages);
   if (from < 0)
     return die("open", disk);
-  if (to == MAP_FAILED)
+  if (to.at == MAP_FAILED)
     return die("map", file);
-  if (pthread_create(&flusher, NULL, flush_always, &fd) != 0)
+  if (pthread_create(&flusher, NULL, flush_always, &to) != 0 ||
+      pthread_create(&writer, NULL, store_always, &to) != 0)
     return die("thread for", file);
   for (uint64_t n = 0;; n++) {
-    struct step s = step_of(n, pages);
-
-    if (pread(from, to + s.page * PAGE, s.count * PAGE, (off_t)(s.block * PAGE)) != (ssize_t)(s.count * PAGE))
+    if (!read_step(from, &to, step_of(n, to.pages)))
       return die("read", disk);
     if (n % STEPS_PER_ACK != STEPS_PER_ACK - 1)
       continue;
-    if (fsync(fd) != 0)
+    if (fsync(to.fd) != 0)
       return die("fsync", file);
     printf("ACK %" PRIu64 "\n", n);
     fflush(stdout);
@@ -146,7 +185,7 @@ static int verify(const char *file, int64_t last, int64_t newest)
     const uint64_t *content = (const uint64_t *)(at + page * PAGE);
     bool bad = false;
 
-    for (int i = 0; i < WORDS && !bad; i++) {
+    for (int i = is_cpus(page) ? WORDS : 0; i < WORDS && !bad; i++) {
       if (step[page] < 0 ? content[i] == 0 : is_of((uint64_t)step[page], pages, page, i, content[i]))
         continue;
       bad = true;
