@@ -37,6 +37,44 @@ static int copy_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu,
   return ret;
 }
 
+/* The first page from FIRST to END, none of them present, that the kernel did not certainly copy and that is as it is
+ * beneath; or END. */
+static uint64_t next_read(struct pcow_mapping *m, struct unit *u, const uint64_t *certain, uint64_t from,
+                          uint64_t first, uint64_t end)
+{
+  uint8_t beneath[PAGE_BYTES];
+
+  for (; first < end; first++)
+    if (!bits_test(certain, first - from) &&
+        head_read(m->image->head, u, first * PAGE_BYTES, beneath, PAGE_BYTES) == 0 &&
+        !memcmp(beneath, map_address(m, map_unit_first(m, u->number) + first), PAGE_BYTES))
+      break;
+  return first;
+}
+
+/* Pages that are not present and of which a scan may have found some that were only read. Those are left alone:
+ * the scan has protected them, so that the next one finds what is stored to them from then on. */
+static int copy_written(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first, uint64_t end)
+{
+  g_autofree uint64_t *certain = g_try_malloc0(bits_words(end - first) * 8);
+  uint64_t from = first, zero = map_unit_first(m, u->number);
+  int ret = 0;
+
+  if (!certain)
+    return copy_run(m, u, mu, first, end);
+  tracking_certain(m, u->number, first, end, certain);
+  while (ret == 0 && first < end) {
+    uint64_t to = next_read(m, u, certain, from, first, end);
+
+    if (to > first)
+      ret = copy_run(m, u, mu, first, to);
+    first = MIN(to + 1, end);
+  }
+  if (first < end)
+    tracking_mark(m, zero + first, zero + end);
+  return ret;
+}
+
 /* A page that was flushed before is written again: with its neighbours of which that is true, too, it is mapped
  * from the slot from now on. Not with those that nobody asked to flush, [from, to): a device may be writing
  * to them. */
@@ -58,9 +96,9 @@ static int hand_over(struct pcow_mapping *m, struct unit *u, const struct map_un
   return ret;
 }
 
-/* Pages of the locked unit were dirty; FROM and TO are what is to be flushed. */
+/* Pages of the locked unit were dirty; FROM and TO are what is to be flushed. ALL: also what was only read. */
 static int flush_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first,
-                     uint64_t end, uint64_t from, uint64_t to)
+                     uint64_t end, uint64_t from, uint64_t to, bool all)
 {
   uint64_t zero = map_unit_first(m, u->number);
   int ret = 0;
@@ -68,7 +106,10 @@ static int flush_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu
   while (ret == 0 && (first = map_find(mu->async, first, end, true)) < end) {
     uint64_t next = u->present ? bits_find(u->present, first, end, true) : end;
 
-    if (next > first || m->all_async || vmabudget_pressed()) {
+    if (next > first && m->lower_dax && !all) {
+      ret = copy_written(m, u, mu, first, next);
+      first = next;
+    } else if (next > first || m->all_async || vmabudget_pressed()) {
       next = MAX(next, first + 1);
       ret = copy_run(m, u, mu, first, next);
       first = next;
@@ -82,7 +123,7 @@ static int flush_run(struct pcow_mapping *m, struct unit *u, struct map_unit *mu
   return ret;
 }
 
-int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
+static int flush_dirty(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end, bool all)
 {
   struct map_unit *mu = map_unit_get(m, u->number);
   uint64_t zero = map_unit_first(m, u->number);
@@ -103,13 +144,18 @@ int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t 
     uint64_t to = bits_find(bits, at, stop - from, false);
 
     if (ret == 0)
-      ret = flush_run(m, u, mu, from + at, from + to, first, end);
+      ret = flush_run(m, u, mu, from + at, from + to, first, end, all);
     else
       tracking_mark(m, zero + from + at, zero + from + to);
     at = to;
   }
   tracking_done(m, mu);
   return ret ? ret : adapt_flushed(m, u, first, end);
+}
+
+int flush_unit(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64_t end)
+{
+  return flush_dirty(m, u, first, end, false);
 }
 
 int flush_publish(struct pcow_mapping *m, uint64_t first, uint64_t end)
@@ -304,7 +350,7 @@ int mapping_store(struct pcow_image *image, struct unit *u, uint64_t offset, con
     } else {
       /* First as they are: where there is no space for that, nothing was written. */
       tracking_mark(m, zero + page, zero + to);
-      ret = flush_unit(m, u, page, to);
+      ret = flush_dirty(m, u, page, to, true);
       if (ret == 0) {
         memcpy(map_address(m, zero) + offset, from, n);
         tracking_mark(m, zero + page, zero + to);

@@ -232,6 +232,14 @@ static int choose(struct pcow_mapping *m, struct unit *u, uint64_t first, uint64
   return 0;
 }
 
+/* Where a scan would find what was only read, too: the others are compared. */
+static void note_certain(struct pcow_mapping *m, const struct unit *u, uint64_t first, uint64_t end, uint64_t *keep)
+{
+  tracking_certain(m, u->number, first, end, keep);
+  for (uint64_t at = first; u->present && (at = bits_find(u->present, at, end, true)) < end; at++)
+    bits_set(keep, at - first, at - first + 1);
+}
+
 /* At most PIPE_PAGES. pipe_lock is held. */
 static int hold_by_pipe(struct pcow_mapping *m, struct unit *u, struct map_unit *mu, uint64_t first, uint64_t end,
                         uint8_t *buffer)
@@ -241,7 +249,9 @@ static int hold_by_pipe(struct pcow_mapping *m, struct unit *u, struct map_unit 
   uint64_t keep[1] = { 0 };
   int ret = make_pipe(m);
 
-  if (ret == 0)
+  if (ret == 0 && m->lower_dax)
+    note_certain(m, u, first, end, keep);
+  else if (ret == 0)
     ret = tracking_copied(m, u->number, first, end, keep);
   if (ret)
     return ret;

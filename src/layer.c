@@ -111,6 +111,7 @@ static int open_file(struct layer *l, struct stat *st)
   l->dev = st->st_dev;
   l->ino = st->st_ino;
   l->tmpfs = S_ISREG(st->st_mode) && persist_is_tmpfs(fd);
+  l->dax = S_ISREG(st->st_mode) && persist_is_dax(fd);
   for (const struct layer *a = l->above; a; a = a->above)
     if (a->dev == l->dev && a->ino == l->ino)
       return fail(ELOOP, "%s: the chain of bases is cyclic, it comes back to this file", l->file.path);
@@ -513,6 +514,7 @@ struct layer *layer_new_top(int fd, const struct base_path *file, const struct s
     l->ino = st.st_ino;
   }
   l->tmpfs = persist_is_tmpfs(fd);
+  l->dax = persist_is_dax(fd);
   take_superblock(l, sb);
   l->size = sb->virtual_size;
   l->view = view;

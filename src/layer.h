@@ -36,6 +36,7 @@ struct layer {
 
   unsigned depth;               /* 0: top */
   bool tmpfs;                   /* pages can be mapped private and protected by userfaultfd */
+  bool dax;                     /* a scan does not tell the file's pages from copies of them */
   bool own_fd;                  /* the top of a writable image: never closed early, not to be locked */
   bool walk_lock;               /* somebody may write and collect in this file meanwhile */
 

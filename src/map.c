@@ -174,6 +174,7 @@ static int prepare_writing(struct pcow_mapping *m)
     return ret;
   m->huge_zero = uffd_probe_huge_zero();
   m->tmpfs = persist_is_tmpfs(st->fd);
+  m->lower_dax = m->flush_durable && persist_is_dax(st->fd);
   m->dense_holes = m->guarded && m->tmpfs && !m->all_async;
   m->shared_flags = MAP_SHARED;
   probe = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED_VALIDATE | MAP_SYNC, st->fd, 0);

@@ -75,6 +75,8 @@ static int lay_async(struct pcow_mapping *m, struct map_unit *mu, const struct s
   area_forget(m, mu, first, first + s->count);
   if (s->layer->tmpfs)
     m->lower_tmpfs = true;
+  if (s->layer->dax)
+    m->lower_dax = true;
   if (tracking_register(m, address, s->count * PAGE_BYTES))
     tracking_lose(m, mu->number);
   tracking_note(m, mu->number, first, first + s->count);

@@ -98,6 +98,7 @@ static int lay_async(struct laying *p, const struct segment *s)
   int ret = lay_file(p->m, s);
 
   p->m->lower_tmpfs |= s->layer->tmpfs;
+  p->m->lower_dax |= s->layer->dax;
   return ret ? ret : track(p, s);
 }
 

@@ -152,6 +152,7 @@ struct pcow_mapping {
   atomic_bool losing;           /* there are lost units; changes likewise */
   bool scan_failed;             /* what was written is not known: all copied pages count as dirty */
   atomic_bool lower_tmpfs;      /* some async pages are of files that a protected map can have */
+  atomic_bool lower_dax;        /* some may be of files with DAX: a scan finds those that were read, too */
   GMutex pipe_lock;
   int pipe[2];                  /* -1: not made yet */
 
@@ -364,8 +365,11 @@ uint64_t tracking_next_dirty(struct pcow_mapping *m, uint64_t unit, uint64_t end
  * among the dirty ones until tracking_done(). */
 uint64_t *tracking_claim(struct pcow_mapping *m, struct map_unit *mu, uint64_t *first, uint64_t *end);
 void tracking_done(struct pcow_mapping *m, struct map_unit *mu);
-/* Sets in BITS (of pages relative to FIRST) the pages that the kernel copied. */
+/* Sets in BITS (of pages relative to FIRST) the pages that the kernel copied; with lower_dax also pages that were
+ * only read. */
 int tracking_copied(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end, uint64_t *bits);
+/* Sets in BITS the pages that the kernel has certainly copied. It may miss some: those have to be looked at. */
+void tracking_certain(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end, uint64_t *bits);
 
 /* The first unit from UNIT to END whose scans cost more than they are worth; or END. */
 uint64_t tracking_next_costly(struct pcow_mapping *m, uint64_t unit, uint64_t end);

@@ -20,6 +20,10 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#ifndef STATX_ATTR_DAX
+#define STATX_ATTR_DAX 0x200000
+#endif
+
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
@@ -80,6 +84,13 @@ bool persist_is_tmpfs(int fd)
   struct statfs info;
 
   return fstatfs(fd, &info) == 0 && info.f_type == TMPFS_MAGIC;
+}
+
+bool persist_is_dax(int fd)
+{
+  struct statx info;
+
+  return statx(fd, "", AT_EMPTY_PATH, 0, &info) == 0 && (info.stx_attributes & STATX_ATTR_DAX);
 }
 
 int persist_open(int fd, const char *path, struct persist **persist)

@@ -29,6 +29,8 @@ enum persist_mode persist_detect(int fd);
 
 /* True when the file lies on a file system whose mappings synchronous userfaultfd protects (tmpfs). */
 bool persist_is_tmpfs(int fd);
+/* True when the file's pages are mapped from the memory that it lies in: it has no page cache. */
+bool persist_is_dax(int fd);
 
 /* FD is borrowed and must stay open and writable. PATH is copied, for messages. -ENOTSUP when libpmem is
  * needed and cannot be loaded. */

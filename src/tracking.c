@@ -6,7 +6,8 @@
  * what the scan's caller copies afterwards, or is found by the next scan.
  *
  * Pages that were never copied are not protected, which would fill page tables: they are told from
- * copied ones by being the file's.
+ * copied ones by being the file's. Not those of a file with DAX, of which the kernel says nothing (Linux 6.12): the first
+ * scan after they were read takes them for copies, once, for it protects them.
  */
 #include "mapstate.h"
 
@@ -21,6 +22,9 @@
 #include <unistd.h>
 
 #define ACCOUNT_LEAST 512u      /* pages */
+#define ENTRY_PRESENT (UINT64_C(1) << 63)       /* of /proc/self/pagemap */
+#define ENTRY_FILE (UINT64_C(1) << 61)
+#define ENTRY_ONCE (UINT64_C(1) << 56)
 #define FOUND_MOST 85u          /* what the kernel allocates for them takes 2 KiB */
 
 static gint compare_keys(gconstpointer a, gconstpointer b)
@@ -396,4 +400,21 @@ int tracking_copied(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint6
 
   return ret ? fail_errno(-ret, "%s: cannot find out which pages of the mapping were written", m->image->path)
              : 0;
+}
+
+void tracking_certain(struct pcow_mapping *m, uint64_t unit, uint64_t first, uint64_t end, uint64_t *bits)
+{
+  uint64_t entries[64], page = map_unit_first(m, unit);
+
+  /* A page that the kernel made for this map is mapped once. So may be one of a file, which says that it is. */
+  for (uint64_t at = first, n; at < end; at += n) {
+    off_t place = (off_t)((uintptr_t)map_address(m, page + at) / PAGE_BYTES * sizeof(entries[0]));
+    ssize_t got;
+
+    n = MIN(end - at, G_N_ELEMENTS(entries));
+    got = pread(m->pagemap_fd, entries, n * sizeof(entries[0]), place);
+    for (uint64_t i = 0; got > 0 && i < (uint64_t)got / sizeof(entries[0]); i++)
+      if ((entries[i] & (ENTRY_PRESENT | ENTRY_FILE | ENTRY_ONCE)) == (ENTRY_PRESENT | ENTRY_ONCE))
+        bits_set(bits, at + i - first, at + i - first + 1);
+  }
 }

@@ -28,16 +28,13 @@ FEWER = {
 }
 
 # What CI runs: each mechanism once, in about as much time as the rest of the guests' tests.
-CI = ["persist", "store", "format", "ops", "repair", "kill", "copies", "ops-map", "map-threads", "flush", "flush-once",
-      "snapshot-live"]
+CI = ["persist", "store", "format", "ops", "repair", "kill", "copies", "ops-map", "map-threads", "flush", "flush-dma",
+      "flush-once", "snapshot-live"]
 
 
-# What the guest lacks, or its kernel does otherwise with DAX.
-SEEN = "the kernel (6.12) takes pages of a private DAX mapping that were read for written: flushes copy them"
+# What the guest lacks.
 UNLIKE = {
     "collect-middle": "it needs more than 1 GiB of persistent memory",
-    "flush-dma": SEEN,
-    "full-ext4": SEEN,
     "map-kernel": "it needs KVM",
     "map-kernel-late": "it needs KVM",
 }
