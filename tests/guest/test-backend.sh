@@ -388,7 +388,7 @@ kvm_guest()
   vm -bios "$scratch/rom" -serial pipe:"$scratch/serial" "$@"
 }
 
-# Only on demand: where KVM emulates what the guest does, the monitor was found not to answer while a writer is held.
+# Only on demand: QEMU waits for the held vCPU (kvmclock, run_on_cpu()), so the monitor does not answer until there is space.
 if [ -z "${PCOW_TEST_KVM:-}" ] || [ ! -w /dev/kvm ]; then
   skip "KVM" "PCOW_TEST_KVM is not set, or /dev/kvm is not there"
   finish
