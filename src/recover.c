@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Gives back what an unclean end has left: slots that were being made or freed, pages that were written or
- * reserved and did not become present, what a shrink has cut off. Nobody sees any of it, so each step may be
+ * reserved and did not become present, what a shrink has cut off. Nobody sees any of it, so that each step may be
  * the last. A slot that no chain reaches and that has pages of a living epoch stays: it may be the only trace
  * of a map word that was lost, and a check calls it a leak.
  */

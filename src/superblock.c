@@ -286,8 +286,7 @@ static int read_once(int fd, const char *path, bool writing, struct superblock *
     return fail_errno(errno, "%s: cannot get the size of the file", path);
   for (unsigned i = 0; i < 2; i++) {
     state->valid[i] = is_valid(&disk[i]);
-    state->writing[i] =
-      !state->valid[i] && has_magic(&disk[i]) && le32_get(disk[i].crc) == SUPERBLOCK_WRITING;
+    state->writing[i] = !state->valid[i] && has_magic(&disk[i]) && le32_get(disk[i].crc) == SUPERBLOCK_WRITING;
     state->sequence[i] = state->valid[i] ? le64_get(disk[i].sequence) : 0;
   }
   if (!state->valid[0] && !state->valid[1]) {
@@ -416,8 +415,8 @@ static uint64_t last_word(uint32_t crc)
   return (uint64_t)crc << 32;
 }
 
-/* A copy says that it is being written for as long as it is: who is killed on the way leaves what nobody
- * takes for damage, where the other copy says that the image was closed cleanly. */
+/* A copy says that it is being written for as long as it is: who is killed on the way leaves what nobody takes
+ * for damage, because the other copy may say that the image was closed cleanly. */
 static int write_copy(struct persist *p, unsigned i, const struct pcow_disk_superblock *disk)
 {
   uint64_t last = SUPERBLOCK_OFFSET(i) + SUPERBLOCK_BYTES - 8;
