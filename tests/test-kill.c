@@ -90,11 +90,10 @@ static void check_repaired(const char *path)
   struct pcow_check_result result = PCOW_INIT(result);
 
   OK(pcow_check(path, PCOW_CHECK_REPAIR_LEAKS, &result, NULL, NULL, NULL));
-  CHECK(result.corruptions == 0 && (!result.leaks || test_has_large_folios(path)), "%s: %llu corruptions, %llu leaks", path,
-        (unsigned long long)result.corruptions, (unsigned long long)result.leaks);
-  CHECK(result.repaired == result.leaks + result.leftovers, "%s: %llu of %llu leftovers repaired", path,
-        (unsigned long long)result.repaired, (unsigned long long)result.leftovers);
-  printf("%s: %llu leftovers\n", path, (unsigned long long)result.leftovers);
+  CHECK(result.corruptions == 0 && result.repaired == result.leaks, "%s: %llu corruptions, %llu of %llu leaks repaired",
+        path, (unsigned long long)result.corruptions, (unsigned long long)result.repaired,
+        (unsigned long long)result.leaks);
+  printf("%s: %llu leaks\n", path, (unsigned long long)result.leaks);
   test_check_clean(path);
 }
 

@@ -356,10 +356,14 @@ static void print_finding(void *opaque, const char *finding)
 void test_check_clean(const char *path)
 {
   struct pcow_check_result result = PCOW_INIT(result);
+  struct stat st;
   int error = pcow_check(path, 0, &result, print_finding, NULL, (void *)(uintptr_t)path);
 
   CHECK(error >= 0, "pcow_check(%s) gave %d: %s", path, error, pcow_errormsg());
-  if (test_has_large_folios(path))
+  /* Where stores go through a page cache (which PMEM_IS_PMEM_FORCE does) or to huge pages, the first one
+   * to a large folio gives blocks to all of it, in a neighbouring slot that is free, too. */
+  SYS(stat(path, &st));
+  if (st.st_blksize > (blksize_t)PAGE || (getenv("PMEM_IS_PMEM_FORCE") && !test_is_tmpfs(path)))
     result.leaks = 0;
   CHECK(!result.corruptions && !result.leaks, "%s: %llu corruptions, %llu leaks", path,
         (unsigned long long)result.corruptions, (unsigned long long)result.leaks);
@@ -371,16 +375,6 @@ struct pcow_mapping_stats test_stats(pcow_mapping *mapping)
 
   OK(pcow_mapping_get_stats(mapping, &stats));
   return stats;
-}
-
-/* Where stores go through a page cache (which PMEM_IS_PMEM_FORCE does) or to huge pages, the first one
- * to a large folio gives blocks to all of it, in a neighbouring slot that is free, too. */
-bool test_has_large_folios(const char *path)
-{
-  struct stat st;
-
-  SYS(stat(path, &st));
-  return st.st_blksize > (blksize_t)PAGE || (getenv("PMEM_IS_PMEM_FORCE") && !test_is_tmpfs(path));
 }
 
 bool test_is_tmpfs(const char *path)

@@ -96,8 +96,6 @@ void test_check_clean(const char *path);
 struct pcow_mapping_stats test_stats(pcow_mapping *mapping);
 
 bool test_is_tmpfs(const char *path);
-/* Stores may give blocks to neighbours, which a check calls leaks. */
-bool test_has_large_folios(const char *path);
 uint64_t test_blocks(const char *path); /* bytes allocated to a file */
 
 /* Memory, zeroed. Never NULL. */

@@ -351,11 +351,8 @@ struct lab *lab_killed(struct lab *lab, const char *name)
   for (unsigned i = 0; i < lab->subjects->len; i++) {
     struct subject *s = g_ptr_array_index(lab->subjects, i);
 
-    if (s->retired)
-      continue;
-    s = subject_in(s, killed);
-    s->killed = true;
-    s->torn = false;
+    if (!s->retired)
+      subject_in(s, killed);
   }
   return killed;
 }

@@ -62,7 +62,6 @@ struct subject *subject_in(struct subject *s, struct lab *below)
 
   copy->watched = s->watched;
   copy->torn = s->lab->within || (s->torn && !s->watched);
-  copy->strays = s->strays;
   copy->given = s->given ? s->given : s->expect;
   copy->version = s->version;
   copy->is_base = s->is_base;

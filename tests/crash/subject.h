@@ -29,8 +29,6 @@ struct subject {
   bool is_base;                 /* of another subject: written last */
   bool retired;                 /* no longer what it was: not looked at any more */
   bool torn;                    /* it comes from a cut within an operation: so may be a superblock copy */
-  bool killed;                  /* it was never cut off from power */
-  unsigned strays;              /* slots without a chain that a cut has left */
   bool damaged;                 /* one copy of the superblock was damaged on purpose */
   char racing[24];              /* snapshot that is being taken while threads store, or "" */
 };

@@ -108,7 +108,7 @@ struct worker {
   _Atomic uint32_t held;       /* a writer waits for space */
 
   _Atomic uint64_t done[OP_KINDS], killed[OP_KINDS];
-  _Atomic uint64_t reopens, pages, enospc, holds, lane_stores, cuts, readers, torn, leftovers;
+  _Atomic uint64_t reopens, pages, enospc, holds, lane_stores, cuts, readers, torn, leaks;
   _Atomic uint64_t flush_maps, flush_stores, again; /* again: flushes that were repeated for want of space */
 
   char log[LOG][120]; /* the last operations */
