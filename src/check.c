@@ -29,7 +29,7 @@ static void check_superblocks(struct check *c)
 
   c->unequal_copies = !s->equal;
   if (!s->valid[0] || !s->valid[1]) {
-    if (c->sb.dirty || s->writing[bad])
+    if (c->sb.dirty)
       check_say(c, "%s: superblock copy %d was being written when the image's last session ended; the next"
                 " one makes it whole", c->path, bad);
     else
@@ -144,11 +144,10 @@ static void check_pending(struct check *c)
 static bool is_repair_due(const struct check *c)
 {
   const struct pcow_check_result *r = &c->result;
-  bool leaks = r->leaks || r->leftovers;
 
   if (c->flags & PCOW_CHECK_REPAIR_ALL)
-    return r->repairable || (leaks && r->corruptions == 0) || c->unequal_copies;
-  return c->flags & PCOW_CHECK_REPAIR_LEAKS && r->corruptions == 0 && (leaks || c->unequal_copies);
+    return r->repairable || (r->leaks && r->corruptions == 0) || c->unequal_copies;
+  return c->flags & PCOW_CHECK_REPAIR_LEAKS && r->corruptions == 0 && (r->leaks || c->unequal_copies);
 }
 
 static int check_run(struct check *c)
@@ -197,7 +196,6 @@ API int pcow_check(const char *path, uint32_t flags, struct pcow_check_result *r
   c.loss_budget = LOSS_BUDGET;
   c.reached = slotset_new();
   c.garbage = slotset_new();
-  c.strays = slotset_new();
   c.nodes = g_hash_table_new_full(NULL, NULL, NULL, g_free);
   c.cuts = g_ptr_array_new_with_free_func(check_cut_free);
   c.words = g_array_new(FALSE, FALSE, sizeof(struct check_word));
@@ -214,7 +212,6 @@ API int pcow_check(const char *path, uint32_t flags, struct pcow_check_result *r
   g_array_unref(c.owners);
   g_ptr_array_unref(c.cuts);
   g_hash_table_unref(c.nodes);
-  slotset_free(c.strays);
   slotset_free(c.garbage);
   slotset_free(c.reached);
   return r;

@@ -174,10 +174,9 @@ static int take_slot(struct walk *w, const struct pcow_disk_slot *disk, const st
   int bad = what == HEADER_LOST ? 'h' : slot->epoch < 1 || slot->epoch >= c->sb.next_epoch ? 'e' : 0;
 
   if (!bad && !check_epoch_exists(c, slot->epoch)) {
+    c->result.leaks++;
     slotset_add(c->garbage, slot->index);
-    if (check_leak(c, 1, 0, true))
-      check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " belongs to no epoch", c->path, w->unit,
-                slot->index);
+    check_say(c, "%s: unit %" PRIu64 ": slot %" PRIu64 " belongs to no epoch", c->path, w->unit, slot->index);
     *left_out = true;
     return 0;
   }

@@ -75,8 +75,7 @@ struct check {
   bool pages_are_blocks;        /* the file system gives blocks page by page */
 
   struct slotset *reached;
-  struct slotset *garbage;      /* slots that were counted before their blocks were */
-  struct slotset *strays;       /* of them: leaks also in an image that is dirty */
+  struct slotset *garbage;      /* slots that were counted as leaks before their blocks were */
   GHashTable *nodes;            /* id of an epoch that exists → struct check_node */
   GPtrArray *cuts;              /* struct check_cut */
 
@@ -102,9 +101,6 @@ struct check {
 void check_say(struct check *c, const char *format, ...) G_GNUC_PRINTF(2, 3);
 /* Counts a corruption, which is repaired when all words are stored that were added (REPAIRABLE). */
 void check_corrupt(struct check *c, bool repairable);
-/* Counts N places and BYTES of blocks that nobody sees: a leak; or, where the image is dirty and the next session
- * gives them back (SETTLES), what an unclean end has left. True: it is a leak. */
-bool check_leak(struct check *c, uint64_t n, uint64_t bytes, bool settles);
 /* Whether there was room. */
 bool check_add_word(struct check *c, uint64_t offset, uint64_t value);
 bool check_add_owner(struct check *c, uint64_t offset);

@@ -29,15 +29,6 @@ void check_corrupt(struct check *c, bool repairable)
   c->result.repairable += repairable;
 }
 
-bool check_leak(struct check *c, uint64_t n, uint64_t bytes, bool settles)
-{
-  bool leak = !settles || !c->sb.dirty;
-
-  *(leak ? &c->result.leaks : &c->result.leftovers) += n;
-  *(leak ? &c->result.leaked_size : &c->result.leftover_size) += bytes;
-  return leak;
-}
-
 static bool add_word(struct check *c, GArray *words, struct check_word word)
 {
   if (words->len >= CHECK_CHANGES_MAX) {

@@ -9,7 +9,6 @@
 
 #include "bits.h"
 #include "error.h"
-#include "recover.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -156,18 +155,11 @@ static int check_stray(struct check *c, const struct slot_info *slot, uint64_t *
   if (r || bits_find(bits, 0, c->geo.unit_pages, true) == c->geo.unit_pages)
     return r;
   if (!e || e->state != EPOCH_DELETED) {
-    bool copied = false;
-
-    r = recover_was_copied(c->fd, c->path, &c->sb, c->epochs, slot, bits, &copied);
-    if (r)
-      return r;
+    c->result.leaks++;
     slotset_add(c->garbage, slot->index);
-    if (!copied)
-      slotset_add(c->strays, slot->index);
-    if (check_leak(c, 1, 0, copied))
-      check_say(c, "%s: slot %" PRIu64 " is in no chain, but its header says that it has pages of unit %" PRIu64
-                " for %s%s%s", c->path, slot->index, slot->unit, e ? "snapshot '" : "the head",
-                e ? e->name : "", e ? "'" : "");
+    check_say(c, "%s: slot %" PRIu64 " is in no chain, but its header says that it has pages of unit %" PRIu64
+              " for %s%s%s", c->path, slot->index, slot->unit, e ? "snapshot '" : "the head",
+              e ? e->name : "", e ? "'" : "");
   }
   /* Not while it may still be needed to tell what something else was. */
   if (c->result.corruptions == c->result.repairable)

@@ -85,7 +85,7 @@ static int change(struct check *c, struct persist *p)
     r = persist_punch(p, hole->offset, hole->length);
   }
   if (r == 0 && whole && !c->holes_left)
-    c->result.repaired += c->result.leaks + c->result.leftovers;
+    c->result.repaired += c->result.leaks;
   return r == 0 ? persist_fence(p) : r;
 }
 

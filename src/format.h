@@ -77,7 +77,6 @@ struct pcow_disk_base {
 };
 
 #define SUPERBLOCK_DIRTY 1u     /* a writing session is open, or ended without a clean close */
-#define SUPERBLOCK_WRITING 0x54495257u /* "WRIT" in place of the CRC: this copy is being written */
 
 struct pcow_disk_superblock {
   uint8_t magic[8];

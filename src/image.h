@@ -43,7 +43,6 @@ struct pcow_image {
   struct slots *slots;
   struct head *head;
   bool uncollected;             /* slots of an abandoned head may be left: not closed as clean */
-  bool unrecovered;             /* what an unclean end has left may still be there: the same */
   GMutex collecting;            /* outermost: one collection at a time */
   struct collect_counts collected;
 

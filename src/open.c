@@ -9,7 +9,6 @@
 #include "lock.h"
 #include "mapping.h"
 #include "order.h"
-#include "recover.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -111,8 +110,6 @@ static int open_writing(struct pcow_image *image)
   ret = head_new(st, image->slots, image->layer, &image->head);
   if (ret == 0 && before.dirty)
     log_message(PCOW_LOG_WARNING, "%s: was not closed cleanly; it is intact", image->path);
-  if (ret == 0 && before.dirty)
-    ret = recover_run(image);
   if (ret == 0 && (before.dirty || epochs_pending(st->epochs, &st->sb)))
     ret = collect_run(image);
   return ret;
@@ -260,7 +257,7 @@ static int close_session(struct pcow_image *image)
   if (ret)
     return ret;
   /* An image that is not clean is swept when it is opened next. */
-  if (image->uncollected || image->unrecovered)
+  if (image->uncollected)
     return 0;
   next = store_begin(st);
   next.dirty = false;

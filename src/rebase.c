@@ -161,13 +161,11 @@ static int add_to_slot(struct rebase *r, uint64_t unit, const GArray *chain, con
     return ret;
   }
 
-  /* The word first: who is killed leaves no slot with bits that no chain reaches. */
-  if (!slot)
+  ret = slots_set_present(slots, index, wanted, 0, pages);
+  if (ret == 0 && !slot)
     ret = chain->len ? slots_link_after(slots, g_array_index(chain, struct slot_info, chain->len - 1).index,
                                         index)
                      : slots_link(slots, unit, index);
-  if (ret == 0)
-    ret = slots_set_present(slots, index, wanted, 0, pages);
   return ret < 0 ? ret : ORDERED("rebase 1.4", persist_fence(r->s->p));
 }
 

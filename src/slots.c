@@ -320,18 +320,6 @@ int slots_count_free(struct slots *s, uint64_t *count)
   return ret;
 }
 
-int slots_get_used(struct slots *s, const struct slotset **used)
-{
-  int ret = 0;
-
-  g_mutex_lock(&s->lock);
-  if (!s->used)
-    ret = walk_all(s);
-  g_mutex_unlock(&s->lock);
-  *used = s->used;
-  return ret;
-}
-
 static gint compare_units(gconstpointer a, gconstpointer b)
 {
   const uint64_t *x = a, *y = b;
@@ -469,18 +457,6 @@ static int disown(struct slots *s, uint64_t index)
   return store_word(s, geometry_header(&st->geo, index) + offsetof(struct pcow_disk_slot, epoch), 0);
 }
 
-int slots_empty(struct slots *s, uint64_t index)
-{
-  struct store *st = s->store;
-  int ret = store_dirty(st);
-
-  if (ret == 0)
-    ret = persist_punch(st->p, geometry_data(&st->geo, index), st->geo.unit_bytes);
-  if (ret == 0 && st->geo.bitmap_bytes % PAGE_BYTES == 0)
-    ret = persist_punch(st->p, geometry_bitmap(&st->geo, index), st->geo.bitmap_bytes);
-  return ret ? ret : disown(s, index);
-}
-
 int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer)
 {
   struct store *st = s->store;
@@ -496,7 +472,11 @@ int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer)
   if (ret == 0)
     ret = ORDERED("4.2", persist_fence(st->p));
   if (ret == 0)
-    ret = slots_empty(s, slot->index);
+    ret = persist_punch(st->p, geometry_data(&st->geo, slot->index), st->geo.unit_bytes);
+  if (ret == 0 && st->geo.bitmap_bytes % PAGE_BYTES == 0)
+    ret = persist_punch(st->p, geometry_bitmap(&st->geo, slot->index), st->geo.bitmap_bytes);
+  if (ret == 0)
+    ret = disown(s, slot->index);
   if (ret == 0)
     release(s, slot->index);
   return ret;

@@ -6,7 +6,6 @@
 #ifndef PCOW_SLOTS_H
 #define PCOW_SLOTS_H
 
-#include "slotset.h"
 #include "slotwalk.h"
 #include "store.h"
 
@@ -18,9 +17,6 @@ void slots_free(struct slots *s);
 /* Slots of the image that nothing reaches, as found by the first allocation or by this; for check and
  * statistics. */
 int slots_count_free(struct slots *s, uint64_t *count);
-/* The set of those that chains reach or that were handed out, slot i as i - 1; borrowed, for who is alone with the
- * image. */
-int slots_get_used(struct slots *s, const struct slotset **used);
 
 /* A slot of UNIT for EPOCH, header (previous slot PREVIOUS, 0: none) and empty bitmap written, space
  * for its metadata and its unit-map word reserved, its data area a hole. Reached by nothing yet.
@@ -46,9 +42,6 @@ int slots_find_epoch(struct slots *s, slots_epoch_fn wanted, const void *opaque,
 /* Takes a slot out of its chain (NEWER: the slot before it, 0: the unit map), durably, punches its
  * data area, and its bitmap where that is whole pages, and makes it free. */
 int slots_unlink(struct slots *s, const struct slot_info *slot, uint64_t newer);
-
-/* Gives back what a free slot holds, and its owner: the end of slots_unlink(). */
-int slots_empty(struct slots *s, uint64_t index);
 
 /* Gives a prepared slot back that was never linked. */
 void slots_cancel(struct slots *s, uint64_t index);

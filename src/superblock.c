@@ -286,7 +286,6 @@ static int read_once(int fd, const char *path, bool writing, struct superblock *
     return fail_errno(errno, "%s: cannot get the size of the file", path);
   for (unsigned i = 0; i < 2; i++) {
     state->valid[i] = is_valid(&disk[i]);
-    state->writing[i] = !state->valid[i] && has_magic(&disk[i]) && le32_get(disk[i].crc) == SUPERBLOCK_WRITING;
     state->sequence[i] = state->valid[i] ? le64_get(disk[i].sequence) : 0;
   }
   if (!state->valid[0] && !state->valid[1]) {
@@ -371,8 +370,8 @@ int superblock_read(int fd, const char *path, bool writing, struct superblock *s
   if (ret)
     return ret;
   if (seen.valid[0] != seen.valid[1])
-    log_message(PCOW_LOG_WARNING, "%s: superblock copy %d is %s; the other one is used", path,
-                seen.valid[0] ? 1 : 0, seen.writing[seen.valid[0]] ? "half written" : "damaged");
+    log_message(PCOW_LOG_WARNING, "%s: superblock copy %d is damaged; the other one is used", path,
+                seen.valid[0] ? 1 : 0);
   if (state)
     *state = seen;
   return 0;
@@ -410,23 +409,6 @@ int superblock_reserve(struct persist *p)
   return ret ? ret : persist_reserve(p, SUPERBLOCK_OFFSET(1), SUPERBLOCK_BYTES);
 }
 
-static uint64_t last_word(uint32_t crc)
-{
-  return (uint64_t)crc << 32;
-}
-
-/* A copy says that it is being written for as long as it is: who is killed on the way leaves what nobody takes
- * for damage, because the other copy may say that the image was closed cleanly. */
-static int write_copy(struct persist *p, unsigned i, const struct pcow_disk_superblock *disk)
-{
-  uint64_t last = SUPERBLOCK_OFFSET(i) + SUPERBLOCK_BYTES - 8;
-  int ret = persist_store64(p, last, last_word(SUPERBLOCK_WRITING));
-
-  if (ret == 0)
-    ret = persist_copy(p, SUPERBLOCK_OFFSET(i), disk, SUPERBLOCK_BYTES - 8);
-  return ret ? ret : persist_store64(p, last, last_word(le32_get(disk->crc)));
-}
-
 int superblock_commit(struct persist *p, const char *path, struct superblock *sb)
 {
   struct pcow_disk_superblock disk;
@@ -450,11 +432,11 @@ int superblock_commit(struct persist *p, const char *path, struct superblock *sb
    *      commit.
    *   3. A is overwritten with the same bytes. A crash here leaves A torn, old or new; B is the image.
    *   4. Fence. Both are equal again; only now may the caller free what the old state referred to. */
-  ret = write_copy(p, first, &disk);
+  ret = persist_copy(p, SUPERBLOCK_OFFSET(first), &disk, sizeof(disk));
   if (ret == 0)
     ret = ORDERED("3.2", persist_fence(p));
   if (ret == 0)
-    ret = ORDERED("3.3", write_copy(p, 1 - first, &disk));
+    ret = ORDERED("3.3", persist_copy(p, SUPERBLOCK_OFFSET(1 - first), &disk, sizeof(disk)));
   if (ret == 0)
     ret = ORDERED("3.4", persist_fence(p));
   return ret;

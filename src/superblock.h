@@ -53,7 +53,6 @@ struct superblock {
 /* What the two copies on the media are like. */
 struct superblock_state {
   bool valid[2];
-  bool writing[2];              /* not valid, and marked: its writing was begun and not ended */
   uint64_t sequence[2];
   bool equal;                   /* both are valid and the same */
   bool surplus;                 /* the one that counts has something where the format says zero */

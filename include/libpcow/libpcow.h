@@ -136,8 +136,8 @@ struct pcow_open_options {
 
 /* Opens the image at PATH with its chain of bases, locks and validates all of them. Read-only
  * without PCOW_OPEN_RDWR. OPTIONS may be NULL; an image with a base needs a permission, see above, which
- * holds until the handle is closed. An image that was not closed cleanly is made durable as it is,
- * space that was being taken is given back, and interrupted deletions go on, when it is opened for writing.
+ * holds until the handle is closed. An image that was not closed cleanly is made durable as it is, and
+ * interrupted deletions go on, when it is opened for writing.
  * -EPERM (it has a base that may not be followed),
  * -EBUSY (locked by another process or handle), -ENOENT (file, base or snapshot missing),
  * -EMEDIUMTYPE (not a pcow image), -EUCLEAN (damaged), -ENOTSUP (newer version or unknown feature;
@@ -326,15 +326,12 @@ struct pcow_check_result {
   uint64_t corruptions;
   uint64_t leaks;       /* slots and regions that hold blocks which nobody sees */
   uint64_t leaked_size; /* bytes of these blocks */
-  uint64_t repaired;    /* corruptions, leaks and leftovers that were repaired */
+  uint64_t repaired;    /* corruptions and leaks that were repaired */
   uint64_t slots;       /* slots reached */
   uint64_t pages;       /* pages present, over all slots */
   uint64_t repairable;  /* of the corruptions: PCOW_CHECK_REPAIR_ALL repairs them */
   uint64_t pending;     /* deleted snapshots whose space is still to be collected; no fault */
   uint64_t base_faults; /* with PCOW_CHECK_BASE: the base is missing, damaged, or not what it was */
-  uint64_t leftovers;   /* what the end of a session that was not closed has left, and the next one gives back: no
-                           fault. Once the image was closed it would be leaks */
-  uint64_t leftover_size; /* bytes of these blocks */
 };
 
 typedef void (*pcow_check_fn)(void *opaque, const char *finding);

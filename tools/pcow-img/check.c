@@ -38,8 +38,6 @@ static void print_json(const char *path, const GPtrArray *findings, const struct
   json_number(json, "base-faults", r->base_faults);
   json_number(json, "leaks", r->leaks);
   json_number(json, "leaked-size", r->leaked_size);
-  json_number(json, "leftovers", r->leftovers);
-  json_number(json, "leftover-size", r->leftover_size);
   json_number(json, "repaired", repaired);
   json_number(json, "pending", r->pending);
   json_number(json, "slots", r->slots);
@@ -74,9 +72,6 @@ static void print_human(const GPtrArray *findings, const struct pcow_check_resul
                   r->leaks, r->leaked_size);
   if (quiet)
     return;
-  if (r->leftovers)
-    output_printf("It was not closed cleanly: %" G_GUINT64_FORMAT " slots hold %" G_GUINT64_FORMAT " bytes that nobody"
-                  " needs.\nThe next opening for writing gives them back.\n", r->leftovers, r->leftover_size);
   if (r->pending)
     output_printf("%" G_GUINT64_FORMAT " deleted snapshots wait for their space to be collected.\n",
                   r->pending);
