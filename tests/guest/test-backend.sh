@@ -355,7 +355,8 @@ for mode in store flush; do
     if [ "$status" -le 1 ]; then ok "$what: a snapshot meanwhile"; else not_ok "$what: a snapshot meanwhile"; fi
     says "$what: a deletion meanwhile" 1 'nosuch' 'pcow-snapshot-delete={"id":"pm","name":"nosuch"}'
     if [ $base = none ]; then stop_vm; else quit_vm; fi
-    expect "$what: ended, the image is clean" 0 check "$scratch/small/x.pcow"
+    # What was never flushed may have left blocks in slots that nobody uses.
+    expect "$what: ended, the image has leaks at most" 0 check -r leaks "$scratch/small/x.pcow"
     guest 16384 -object "$object=$scratch/small/x.pcow,durability=$mode,base-dir=/" -device $device,memdev=pm
     hears "$what: the guest runs again" g 1
     tell w
