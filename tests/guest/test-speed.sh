@@ -8,7 +8,8 @@
 #
 #     test-speed.sh [--rounds N] [--scale N] [--profile] nvdimm|virtio
 #
-# --scale makes the warm jobs of 4 KiB on pcow and raw so many times longer: a job of a tenth of a second is noise. # --profile also looks, with perf on the host, at where QEMU spends its time. The images lie in TMPDIR; where that
+# --scale makes the warm jobs of 4 KiB on pcow and raw so many times longer: a job of a tenth of a second is noise.
+# --profile also looks, with perf on the host, at where QEMU spends its time. The images lie in TMPDIR; where that
 # has no DAX and is no tmpfs, PMEM_IS_PMEM_FORCE=0 makes virtio-pmem's flushes reach the disk.
 
 # shellcheck source-path=SCRIPTDIR source=guest.sh
