@@ -215,6 +215,8 @@ static void choose(struct plan *p)
   struct unit_cost *costs = (struct unit_cost *)(void *)p->costs->data;
   int64_t room = (int64_t)p->room, need = (int64_t)(p->segments->len + p->counted);
 
+  if (!costs)                   /* no unit costs anything */
+    return;
   qsort(costs, p->costs->len, sizeof(*costs), by_pieces);
   /* Filling needs events. */
   for (unsigned i = 0; need > room && !p->m->all_async && i < p->costs->len; i++) {
@@ -242,7 +244,7 @@ static enum policy policy_of(const struct plan *p, uint64_t unit)
 {
   struct unit_cost key = { .unit = unit };
   const struct unit_cost *found =
-    p->chosen ? bsearch(&key, p->costs->data, p->costs->len, sizeof(key), by_unit) : NULL;
+    p->chosen && p->costs->len ? bsearch(&key, p->costs->data, p->costs->len, sizeof(key), by_unit) : NULL;
 
   if (p->groups) {
     gpointer policy = g_hash_table_lookup(p->groups, GSIZE_TO_POINTER(unit / map_group_most(p->m) + 1));
